@@ -1,0 +1,223 @@
+"""Find what is installed, once per process, and construct the plugins that a run names."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import importlib.metadata
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from .config import Choice, explain
+from .errors import ConfigError, ContractViolation, MissingExtra, PluginUnavailable, StainbridgeError
+from .hookspecs import GROUP
+from .interfaces import Kind, Metric, Plugin, PluginConfig
+from .loading import HOOKS, IN_PROCESS, Catalog, Found, Problem, load_plugin
+from .registry import Model, PluginFacts, Registry, load_registry
+from .resources import announced
+
+
+@dataclass(frozen=True)
+class Built:
+    """A constructed plugin and the facts of it for the provenance of a result.
+
+    Parameters
+    ----------
+    plugin : a `Plugin` or a `Metric`
+    facts : plain JSON values: kind, name, model, distribution, version, api, config (defaults included),
+        weights (file, sha256, size), licence, commercial (None: unknown), training, citation
+    """
+
+    plugin: Any
+    facts: Mapping[str, Any]
+
+
+# The one piece of state: discovery imports every plugin's module, which is worth doing once per process.
+_cache: dict[Literal["catalog"], Catalog] = {}
+
+
+def catalog(*, refresh: bool = False) -> Catalog:
+    """Return what is installed; looked up once per process, and again with `refresh`."""
+    if refresh or "catalog" not in _cache:
+        _cache["catalog"] = _discover()
+    return _cache["catalog"]
+
+
+def register(plugin: Any, name: str = "") -> Callable[[], None]:
+    """Make the plugins of a module or object known to this process, and return a function that takes it back.
+
+    Raises
+    ------
+    PluginUnavailable
+        If something is wrong with them; nothing is registered then.
+    """
+    before = catalog()
+    after = before.with_plugin(plugin, name)
+    wrong = [one for one in after.problems if one not in before.problems]
+    if wrong:
+        raise PluginUnavailable("\n".join(f"{one.failure}: {one.message}" for one in wrong))
+    _cache["catalog"] = after
+
+    def undo() -> None:
+        _cache["catalog"] = before
+
+    return undo
+
+
+def get(kind: Kind, name: str) -> type[Any]:
+    """Return the class of an installed plugin; raises as `Catalog.find` does."""
+    return catalog().get(kind, name)
+
+
+def build(
+    kind: Kind,
+    choice: Choice | str | Plugin | Metric,
+    *,
+    registries: Sequence[str | Path] = (),
+    device: str = "cpu",
+    offline: bool = False,
+) -> Built:
+    """Construct the plugin or model that `choice` names; an instance is taken as it is.
+
+    The settings of a choice go over those of the model, and these over the plugin's defaults.
+
+    Raises
+    ------
+    UnknownPlugin, PluginUnavailable
+        If there is no such plugin or model, or it cannot be loaded or constructed.
+    ConfigError
+        If a setting is unknown or out of range.
+    MissingExtra
+        If its library is not installed.
+    WeightsUnavailable, WeightsCorrupt
+        From the weight store.
+    """
+    if isinstance(choice, Plugin | Metric):
+        return _taken(kind, choice)
+    try:
+        choice = Choice.of(choice)
+    except ConfigError as error:
+        raise ConfigError(f"{kind} = {choice!r}: {error}.") from None
+    listed = catalog()
+    registry = listed.registry.merge(*(Registry.read(path) for path in registries))
+    name, model = registry.resolve(choice.name)
+    found = listed.find(kind, name)
+    facts = registry.plugins.get(name)
+    config = _config(found, _layered(model.config if model else {}, choice.config), f"{kind} {choice.name!r}")
+    arguments = {"weights": _weights(choice.name, model, offline), "device": device}
+    cls: Callable[..., Any] = found.cls
+    construct = cls if kind == "metric" else partial(cls, config, **arguments)
+    plugin = _constructed(found, facts, construct)
+    return Built(plugin, _provenance(found, config, facts, model=model, asked=choice.name))
+
+
+def _discover() -> Catalog:
+    registry = load_registry()
+    outcome: list[Found | Problem] = [
+        Problem(one.entry_point, one.distribution, "registry", one.message) for one in registry.problems
+    ]
+    for entry in announced():
+        if entry.failure:
+            outcome.append(Problem(entry.name, entry.distribution, "broken", entry.failure))
+        else:
+            outcome += load_plugin(entry, importlib.metadata.EntryPoint(entry.name, entry.value, GROUP).load)
+    return Catalog.of(outcome, registry)
+
+
+def _taken(kind: Kind, plugin: Plugin | Metric) -> Built:
+    base = HOOKS[kind][1]
+    if not isinstance(plugin, base):
+        raise ContractViolation(f"A {kind} must be a {base.__name__}; found an instance of {type(plugin).__name__}.")
+    listed = catalog()
+    installed = next((one for one in listed.found if one.cls is type(plugin)), None)
+    name = str(getattr(plugin, "name", type(plugin).__name__))
+    found = installed or Found(kind, name, type(plugin), IN_PROCESS, "", "", getattr(plugin, "api", 0))
+    facts = listed.registry.plugins.get(name) if installed else None
+    config = getattr(plugin, "config", None)
+    record = _provenance(found, config if isinstance(config, PluginConfig) else PluginConfig(), facts)
+    return Built(plugin, record | {"weights": [_hashed(*item) for item in getattr(plugin, "weights", {}).items()]})
+
+
+def _hashed(file: str, path: Path) -> dict[str, Any]:
+    with path.open("rb") as opened:
+        digest = hashlib.file_digest(opened, "sha256").hexdigest()
+    return {"file": file, "sha256": digest, "size": path.stat().st_size}
+
+
+def _layered(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `below` with the settings of `above` over it, table by table."""
+    merged = copy.deepcopy(dict(below))
+    for key, value in above.items():
+        under = merged.get(key)
+        merged[key] = _layered(under, value) if isinstance(under, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def _config(found: Found, settings: Mapping[str, Any], where: str) -> PluginConfig:
+    schema: type[PluginConfig] = PluginConfig if found.kind == "metric" else found.cls.Config
+    try:
+        return schema.model_validate(settings)
+    except ValidationError as error:
+        raise explain(error, schema, where) from None
+
+
+def _weights(name: str, model: Model | None, offline: bool) -> dict[str, Path]:
+    if model is None or not model.weights:
+        return {}
+    from .weights import fetch
+
+    return {one.file: fetch(one, offline=offline, model=name, licence=model.licence) for one in model.weights}
+
+
+def _constructed(found: Found, facts: PluginFacts | None, construct: Callable[[], Any]) -> Any:
+    try:
+        return construct()
+    except StainbridgeError:
+        raise
+    except ImportError as error:
+        raise _missing(found, facts, error) from error
+    except Exception as error:  # whatever a stranger's constructor raises, the user learns which plugin it was
+        raise PluginUnavailable(
+            f"The {found.kind} {found.name!r} of {found.distribution} could not be constructed: "
+            f"{type(error).__name__}: {error}\nSee: stainbridge plugins check {found.name}"
+        ) from error
+
+
+def _missing(found: Found, facts: PluginFacts | None, error: ImportError) -> StainbridgeError:
+    library = (error.name or "a library").split(".")[0]
+    if library == found.cls.__module__.split(".")[0]:
+        return PluginUnavailable(f"The {found.kind} {found.name!r} is broken: {error}\nSee: stainbridge plugins doctor")
+    if not isinstance(error, ModuleNotFoundError):
+        return MissingExtra(f"{found.kind} {found.name!r}: {library} is installed but cannot be imported: {error}")
+    extra = facts.extra if facts else ""
+    wanted = f"{found.distribution}[{extra}]" if extra else library
+    return MissingExtra(
+        f"{found.kind} {found.name!r} needs {library}, which is not installed.\nRun: pip install '{wanted}'"
+    )
+
+
+def _provenance(
+    found: Found, config: PluginConfig, facts: PluginFacts | None, *, model: Model | None = None, asked: str = ""
+) -> dict[str, Any]:
+    known = [one for one in (facts, model) if one is not None]
+    named = model or facts
+    return {
+        "kind": found.kind,
+        "name": found.name,
+        "model": asked if model else None,
+        "distribution": found.distribution,
+        "version": found.version,
+        "api": found.api,
+        "config": config.model_dump(mode="json"),
+        "weights": [one.model_dump(include={"file", "sha256", "size"}) for one in model.weights] if model else [],
+        "licence": named.licence if named else None,
+        # A free method with weights that are not free is not free.
+        "commercial": all(one.commercial for one in known) if known else None,
+        "training": list(model.training) if model else [],
+        "citation": next((one.citation for one in reversed(known) if one.citation), ""),
+    }

@@ -1,0 +1,179 @@
+"""The contracts that plugins are written against.
+
+A plugin is a function from arrays to arrays at a scale it declares. It never sees a file, a grid of tiles, a seed or a tracker:
+those are core.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol, Self, TypeAlias, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+from .errors import ConfigError
+from .records import RGB, LabelMap, Result, Sample
+
+API_VERSION = 1
+"""The version of these contracts; a plugin states in `api` the version it was written for."""
+
+Stain: TypeAlias = Literal["ihc", "he"]
+Kind: TypeAlias = Literal["translator", "segmenter", "classifier", "metric"]
+
+
+class PluginConfig(BaseModel):
+    """Base of every plugin's settings: frozen, and unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+@dataclass(frozen=True)
+class Wants:
+    """What a plugin wants to be given.
+
+    Parameters
+    ----------
+    stain : "ihc" or "he"
+    mpp : micrometres per pixel; None for a method that works on the picture's own grid whatever its scale
+    tile : side in pixels of the only input size it accepts, halo included; None for any size
+    halo : context in pixels that is cut off on each side of a tile
+    multiple_of : both sides of an input are padded to a multiple of this
+    """
+
+    stain: Stain
+    mpp: float | None = None
+    tile: int | None = None
+    halo: int = 0
+    multiple_of: int = 1
+
+    def __post_init__(self) -> None:
+        if self.stain not in ("ihc", "he"):
+            raise ConfigError(f"Wants.stain must be 'ihc' or 'he'; found {self.stain!r}.")
+        if self.mpp is not None and not self.mpp > 0:
+            raise ConfigError(f"Wants.mpp must be positive micrometres per pixel or None; found {self.mpp}.")
+        if self.halo < 0 or self.multiple_of < 1:
+            raise ConfigError(f"Wants needs halo >= 0 and multiple_of >= 1; found {self.halo} and {self.multiple_of}.")
+        if self.tile is not None and (self.tile <= 2 * self.halo or self.tile % self.multiple_of):
+            raise ConfigError(
+                f"Wants.tile must exceed twice the halo ({self.halo}) and be a multiple of {self.multiple_of}; "
+                f"found {self.tile}."
+            )
+
+
+class Plugin(ABC):
+    """Base of translators, segmenters and classifiers.
+
+    Parameters
+    ----------
+    config : an instance of the class's own `Config`; None takes its defaults
+    weights : local, verified files by the file name that the registry gives them
+    device : "cpu", "cuda" or "cuda:N"
+
+    Heavy libraries are imported and weights are loaded in the constructor, never at module import.
+    """
+
+    name: ClassVar[str]
+    """Lower-case name by which users ask for it."""
+    api: ClassVar[int]
+    """`API_VERSION` that it was written for. Has no default on purpose."""
+    Config: ClassVar[type[PluginConfig]] = PluginConfig
+    expected_failures: ClassVar[Mapping[str, str]] = {}
+    """Conformance checks that it is known to fail, each with the reason."""
+
+    def __init__(
+        self,
+        config: PluginConfig | None = None,
+        *,
+        weights: Mapping[str, Path] | None = None,
+        device: str = "cpu",
+    ) -> None:
+        self.config: Any = self.Config() if config is None else config
+        self.weights = dict(weights or {})
+        self.device = device
+
+    @property
+    @abstractmethod
+    def wants(self) -> Wants:
+        """The stain, scale and tile that it wants."""
+
+
+class Translator(Plugin):
+    """Turns IHC into virtual H&E, pixel for pixel."""
+
+    @abstractmethod
+    def translate(self, batch: RGB) -> RGB:
+        """Translate uint8 (N, H, W, 3) IHC to uint8 (N, H, W, 3) virtual H&E of the same size."""
+
+
+class Segmenter(Plugin):
+    """Finds nuclei."""
+
+    @abstractmethod
+    def segment(self, batch: RGB) -> LabelMap:
+        """Segment uint8 (N, H, W, 3) into int32 (N, H, W); ids 0..n without gaps per image."""
+
+
+class PositivityClassifier(Plugin):
+    """Calls nuclei positive or negative, on the original IHC."""
+
+    @property
+    def threshold(self) -> float:
+        """Operating point: a nucleus is positive where P(positive) is at or above it."""
+        return 0.5
+
+    @abstractmethod
+    def classify(self, ihc: RGB, labels: LabelMap) -> NDArray[np.float64]:
+        """Return P(positive) in [0, 1] per label, float64 (n,), for uint8 (H, W, 3) and int32 (H, W) with ids 0..n."""
+
+
+class Metric(ABC):
+    """Holds results against truth, image by image, and pools."""
+
+    name: ClassVar[str]
+    api: ClassVar[int]
+    expected_failures: ClassVar[Mapping[str, str]] = {}
+
+    @abstractmethod
+    def update(self, result: Result, truth: Sample) -> dict[str, float]:
+        """Return the values of this image and accumulate."""
+
+    @abstractmethod
+    def compute(self) -> dict[str, float]:
+        """Return the values pooled over all images so far."""
+
+
+@runtime_checkable
+class Batched(Protocol):
+    """Capability: takes several tiles of one shape at once."""
+
+    @property
+    def batch_size(self) -> int:
+        """Largest N worth passing; the output must not depend on N."""
+        ...
+
+
+@runtime_checkable
+class Calibrated(Protocol):
+    """Capability: has values (stain scales, percentiles) that belong to the whole picture, not to a tile."""
+
+    def calibrate(self, sample: RGB) -> Self:
+        """Return a copy fitted to one picture.
+
+        `sample` is uint8 (N, H, W, 3): windows spread evenly over the picture at the scale and stain of `wants`, or the whole
+        picture as one window where it is small. Called once per picture, before any tile; self stays as it is.
+        """
+        ...
+
+
+@runtime_checkable
+class Trainable(Protocol):
+    """Capability: learns from data; keeps its own training loop."""
+
+    def fit(self, data: Any, folder: Path, **options: Any) -> Path:
+        """Train on `data`, writing below `folder`; return the path of the best checkpoint."""
+        ...

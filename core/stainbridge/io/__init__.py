@@ -1,0 +1,18 @@
+"""Read pictures as `Source`, find them in folders, and write results; heavy libraries wait for the first call."""
+
+from .atomic import atomic_write
+from .find import find_pictures
+from .open import open_picture
+from .results import Rewritten, load_nuclei, rewrite_scores, save
+from .tiff import open_labels
+
+__all__ = [
+    "Rewritten",
+    "atomic_write",
+    "find_pictures",
+    "load_nuclei",
+    "open_labels",
+    "open_picture",
+    "rewrite_scores",
+    "save",
+]

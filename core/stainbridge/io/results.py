@@ -1,0 +1,196 @@
+"""Write a result as a folder that is there whole or not at all, and give its scores anew later."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stainbridge.errors import UnreadablePicture
+from stainbridge.records import Nuclei, Result, Source
+
+from .atomic import atomic_folder, atomic_write, write_failed
+from .geojson import rewrite_geojson, write_geojson
+from .overlay import Overview, mirrored, write_overlay
+from .tables import read_parquet, write_csv, write_parquet
+from .tiff import open_labels
+from .tiles import STEP_PX, write_labels, write_tiff
+
+SUMMARY = "summary.json"
+
+
+@dataclass(frozen=True)
+class Rewritten:
+    """What `rewrite_scores` did.
+
+    Parameters
+    ----------
+    written : names of the files that hold the new scores
+    removed : names of the files that would have shown the old scores and could not be made anew
+    """
+
+    written: tuple[str, ...]
+    removed: tuple[str, ...]
+
+
+def save(result: Result, folder: str | Path, *, overwrite: bool = False) -> Path:
+    """Write a result and return its folder, which appears in one step when everything in it is on the disk.
+
+    The folder holds ``labels.ome.tif`` (uint16 or uint32 ids), ``nuclei.parquet``, ``nuclei.csv``, ``nuclei.geojson``
+    for QuPath, ``overlay.png``, with a translation ``virtual_he.png``, and ``summary.json`` with scores, provenance and
+    the SHA-256 of each file. Of a picture of more than 4096 px a side, a PNG is a reduced overview; the virtual H&E is then
+    also ``virtual_he.ome.tif`` at full size. The same result gives the same bytes.
+
+    Parameters
+    ----------
+    folder : parents are made where they are missing
+    overwrite : replace an older result, which stays until the new one is whole
+
+    Raises
+    ------
+    OutputExists
+        If `folder` exists and `overwrite` is False, or it exists and is not a result.
+    WriteFailed
+        If the disk is full or read-only, or permission is lacking; nothing is left behind.
+    """
+    folder = Path(folder)
+    with atomic_folder(folder, overwrite=overwrite, mark=SUMMARY) as new:
+        write_labels(new / "labels.ome.tif", result.labels, int(result.nuclei.label.max(initial=0)))
+        write_parquet(new / "nuclei.parquet", result.nuclei)
+        write_csv(new / "nuclei.csv", result.nuclei)
+        write_geojson(new / "nuclei.geojson", result.labels, result.nuclei)
+        write_overlay(new / "overlay.png", result.source, result.labels, result.nuclei)
+        if result.he is not None:
+            _write_he(new, result.he)
+        files = {path.name: _sha256(path) for path in new.iterdir()}
+        _write_summary(new / SUMMARY, result.scores, result.provenance, files)
+    return folder
+
+
+def load_nuclei(folder: str | Path) -> tuple[Nuclei, dict[str, Any]]:
+    """Read the nuclei and the summary of a saved result.
+
+    Returns
+    -------
+    tuple
+        The nuclei, and ``{"scores": ..., "provenance": ..., "files": ...}``.
+
+    Raises
+    ------
+    UnreadablePicture
+        If the folder holds no result, or one of the two files is damaged.
+    """
+    folder = Path(folder)
+    nuclei = read_parquet(folder / "nuclei.parquet")
+    try:
+        summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UnreadablePicture(f"{str(folder)!r} holds no result: {SUMMARY} is missing.") from None
+    except (OSError, ValueError) as error:
+        raise UnreadablePicture(f"{str(folder / SUMMARY)!r} is damaged: {error}.\nRun the picture again.") from error
+    if not isinstance(summary, dict) or not {"scores", "provenance", "files"} <= summary.keys():
+        raise UnreadablePicture(f"{str(folder / SUMMARY)!r} lacks scores, provenance or files.\nRun the picture again.")
+    return nuclei, summary
+
+
+def rewrite_scores(
+    folder: str | Path,
+    nuclei: Nuclei,
+    scores: Mapping[str, Any],
+    provenance: Mapping[str, Any],
+    *,
+    source: Source | None = None,
+) -> Rewritten:
+    """Write new calls and scores into a saved result; outlines, labels and virtual H&E stay.
+
+    Each file is replaced in one step, the summary last: where that was cut short, the summary's SHA-256 tell.
+
+    Parameters
+    ----------
+    nuclei : the same labels as before
+    source : the picture, to draw the overlay anew; with None, or one of another size, the overlay, which would show the
+        old calls, is removed
+
+    Raises
+    ------
+    UnreadablePicture
+        If the folder holds no result, or one with other nuclei.
+    WriteFailed
+        If a file could not be written; it is then still the old one.
+    """
+    folder = Path(folder)
+    old, summary = load_nuclei(folder)
+    if not np.array_equal(old.label, nuclei.label):
+        raise UnreadablePicture(
+            f"{str(folder)!r} holds {len(old)} nuclei, and not the same as the {len(nuclei)} given.\n"
+            "Run the picture again."
+        )
+    writers: dict[str, Callable[[Path], None]] = {
+        "nuclei.geojson": lambda new: rewrite_geojson(folder / "nuclei.geojson", new, nuclei),
+        "nuclei.parquet": partial(write_parquet, nuclei=nuclei),
+        "nuclei.csv": partial(write_csv, nuclei=nuclei),
+    }
+    labels = open_labels(folder / "labels.ome.tif")
+    if source is not None and source.shape == labels.shape:
+        writers["overlay.png"] = partial(write_overlay, source=source, labels=labels, nuclei=nuclei)
+    for name, write in writers.items():
+        with atomic_write(folder / name) as new:
+            write(new)
+    removed = () if "overlay.png" in writers else _remove(folder, "overlay.png")
+    files = {name: known for name, known in summary["files"].items() if name not in removed}
+    files |= {name: _sha256(folder / name) for name in writers}
+    with atomic_write(folder / SUMMARY) as new:
+        _write_summary(new, scores, provenance, files)
+    return Rewritten((*writers, SUMMARY), removed)
+
+
+def _remove(folder: Path, name: str) -> tuple[str, ...]:
+    try:
+        (folder / name).unlink()
+    except FileNotFoundError:
+        return ()
+    except OSError as error:
+        raise write_failed(folder / name, error) from error
+    return (name,)
+
+
+def _write_he(folder: Path, he: Source) -> None:
+    overview = Overview(he.shape)
+    blocks = mirrored(he, overview, STEP_PX)
+    if overview.factor > 1:
+        write_tiff(folder / "virtual_he.ome.tif", blocks, shape=(*he.shape, 3), dtype=np.uint8, mpp=he.mpp)
+    else:
+        for _ in blocks:
+            continue
+    overview.write(folder / "virtual_he.png")
+
+
+def _write_summary(path: Path, scores: Mapping[str, Any], provenance: Mapping[str, Any], files: dict[str, str]) -> None:
+    summary = _plain({"scores": scores, "provenance": provenance, "files": files})
+    text = json.dumps(summary, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def _plain(value: Any) -> Any:
+    """Return `value` as JSON can hold it: numpy's numbers and arrays as plain ones, what is not finite as null."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple | np.ndarray):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, np.generic):
+        return _plain(value.item())
+    if isinstance(value, Path):
+        return str(value)
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,191 @@
+"""One picture in, scored nuclei out: the only place where the stages meet.
+
+Read, translate, segment, stitch, bring back, classify, score. Everything runs window by window, so memory depends on the tile and
+not on the picture; a 512 px tile and a whole slide take the same path.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from . import provenance
+from .config import Choice, RunConfig
+from .discovery import Built, build
+from .errors import ContractViolation, ScaleUnknown
+from .interfaces import Kind, Plugin, PositivityClassifier, Segmenter, Translator
+from .io import open_picture
+from .records import RGB, Image, Result, Source
+from .scale import rescale
+from .scoring import score
+from .stages import NUCLEUS_REACH_UM, Translated, batches, calibrated, layout, read_all, segment
+from .stitching import Stitcher
+from .table import tabulate
+from .tiling import Canvas, tiles
+
+Progress: TypeAlias = Callable[[str, int, int], None]
+"""Told (stage, steps done, steps in all)."""
+
+
+@dataclass(frozen=True)
+class Stages:
+    """The plugins of a run, constructed once and used for any number of pictures.
+
+    Parameters
+    ----------
+    translator : None where the segmenter wants IHC
+    """
+
+    translator: Built | None
+    segmenter: Built
+    classifier: Built
+
+    @classmethod
+    def build(cls, config: RunConfig, instances: Mapping[str, Plugin] | None = None) -> Stages:
+        """Construct the plugins that `config` names; an instance given for a kind is used as it is.
+
+        Raises
+        ------
+        UnknownPlugin, PluginUnavailable, MissingExtra, ConfigError, WeightsUnavailable, WeightsCorrupt
+        """
+        given = instances or {}
+
+        def make(kind: Kind, choice: Choice) -> Built:
+            return build(
+                kind,
+                given.get(kind, choice),
+                registries=config.registries,
+                device=config.device,
+                offline=config.offline,
+            )
+
+        segmenter = make("segmenter", config.segmenter)
+        wants_he = segmenter.plugin.wants.stain == "he"
+        translator = make("translator", config.translator) if wants_he else None
+        return cls(translator, segmenter, make("classifier", config.classifier))
+
+
+def run(
+    source: str | Path | RGB | Source,
+    translator: str | Choice | Plugin | None = None,
+    segmenter: str | Choice | Plugin | None = None,
+    classifier: str | Choice | Plugin | None = None,
+    *,
+    mpp: float | None = None,
+    config: RunConfig | None = None,
+) -> Result:
+    """Find, classify and score every nucleus of one IHC picture.
+
+    Parameters
+    ----------
+    source : a path, uint8 (H, W, 3) pixels, or a `Source`
+    translator, segmenter, classifier : names as in `stainbridge plugins` or `models`, choices with settings, or plugins;
+        None takes those of `config`
+    mpp : micrometres per pixel; needed where the picture does not say
+    config : everything else that can be set
+
+    Raises
+    ------
+    ScaleUnknown
+        If neither the picture nor `mpp` gives the pixel size.
+    StainbridgeError
+        Any other error of `stainbridge.errors`, by what was wrong.
+
+    Examples
+    --------
+    >>> from skimage.data import immunohistochemistry
+    >>> result = run(immunohistochemistry(), mpp=0.5)
+    >>> sorted(result.scores)[:3]
+    ['allred', 'area_mm2', 'counts']
+    """
+    named = {"translator": translator, "segmenter": segmenter, "classifier": classifier}
+    instances = {kind: given for kind, given in named.items() if isinstance(given, Plugin)}
+    changes = {**named, **{kind: _choice(one) for kind, one in instances.items()}, "mpp": mpp}
+    config = (config or RunConfig()).replace(**{key: value for key, value in changes.items() if value is not None})
+    opened = as_source(source, mpp=config.mpp)
+    return run_stages(opened, Stages.build(config, instances), config)
+
+
+def run_stages(source: Source, stages: Stages, config: RunConfig, *, progress: Progress | None = None) -> Result:
+    """Run constructed plugins on one source that has an mpp; see `run`."""
+    mpp = _require_mpp(source, stages.segmenter.plugin)
+    tell = progress or _silent
+    he = None if stages.translator is None else _translated(source, stages.translator.plugin, config)
+    stitched, facts = _segmented(he or source, stages.segmenter.plugin, config, tell)
+    classifier = stages.classifier.plugin
+    assert isinstance(classifier, PositivityClassifier)
+    tell("classify", 0, 1)
+    threshold = classifier.threshold if config.threshold is None else config.threshold
+    nuclei, labels = tabulate(source, stitched, classifier, grade_cuts=config.grade_cuts, threshold=threshold)
+    tell("classify", 1, 1)
+    facts |= {"lost_in_resampling": len(stitched) - len(nuclei), "threshold": threshold}
+    area_mm2 = source.shape[0] * source.shape[1] * mpp**2 / 1e6
+    scores = score(nuclei, area_mm2=area_mm2, mpp=mpp, seed=config.seed, bootstraps=config.bootstraps)
+    record = provenance.describe(source, vars(stages), config, facts)
+    return Result(source, labels, nuclei, he, scores, record)
+
+
+def as_source(source: str | Path | RGB | Source, *, mpp: float | None = None) -> Source:
+    """Return a `Source` for a path, an array uint8 (H, W, 3) or a source; `mpp` replaces what it says of its scale."""
+    if isinstance(source, str | Path):
+        return open_picture(source, mpp=mpp)
+    if isinstance(source, np.ndarray):
+        return Image(source, mpp=mpp)
+    if isinstance(source, Image) and mpp is not None:
+        return replace(source, mpp=mpp)
+    if isinstance(source, Source):
+        return source
+    raise ContractViolation(
+        f"A source is a path, a uint8 array (height, width, 3) or an object with name, shape, mpp and read; "
+        f"found {type(source).__name__}."
+    )
+
+
+def _choice(plugin: Plugin) -> Choice:
+    return Choice(plugin.name, plugin.config.model_dump(mode="json"))
+
+
+def _silent(stage: str, done: int, total: int) -> None:
+    """Report nothing."""
+
+
+def _require_mpp(source: Source, segmenter: Plugin) -> float:
+    if source.mpp is not None:
+        return source.mpp
+    raise ScaleUnknown(
+        f"{source.name!r} has no pixel size; segmenter {segmenter.name!r} and every area need micrometres per pixel.\n"
+        "Pass --mpp 0.25 (mpp=0.25 in Python) with the scanner's value, or write it into the file's resolution tags."
+    )
+
+
+def _translated(source: Source, translator: Plugin, config: RunConfig) -> Translated:
+    assert isinstance(translator, Translator)
+    ihc = rescale(source, translator.wants.mpp)
+    return Translated(ihc, calibrated(translator, ihc), core_px=config.tile_px)
+
+
+def _segmented(source: Source, plugin: Plugin, config: RunConfig, tell: Progress) -> tuple[Stitcher, dict[str, Any]]:
+    """Segment and stitch the whole of `source`; return the stitched labels and the facts of the tiling."""
+    view = rescale(source, plugin.wants.mpp)
+    assert isinstance(plugin, Segmenter)
+    assert view.mpp is not None
+    segmenter = calibrated(plugin, view)
+    least = math.ceil(NUCLEUS_REACH_UM / view.mpp) if config.halo_px is None else config.halo_px
+    core_px, halo_px = layout(segmenter, view, core_px=config.tile_px, least_halo_px=least)
+    grid = tiles(view.shape, core_px, halo_px)
+    stitcher = Stitcher(Canvas(view.shape, np.int32, view.mpp))
+    done = 0
+    for batch in batches(segmenter, grid):
+        found = segment(segmenter, read_all(view, [tile.outer for tile in batch]))
+        for tile, labels in zip(batch, found, strict=True):
+            stitcher.add(labels, tile)
+        done += len(batch)
+        tell("segment", done, len(grid))
+    stitcher.finish()
+    facts = {"mpp": view.mpp, "core_px": core_px, "halo_px": halo_px, "tiles": len(grid)}
+    return stitcher, {**facts, "clipped": sum(stitcher.clipped), "duplicates_removed": stitcher.duplicates}

@@ -1,0 +1,211 @@
+"""Call plugins: pad and batch what they are given, and check what they give back, once, at the border."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby, islice
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import ContractViolation
+from .interfaces import Batched, Calibrated, Plugin, PositivityClassifier, Segmenter, Translator, Wants
+from .records import RGB, LabelMap, Source, check_label_map
+from .tiling import Canvas, Tile, Window, tiles
+
+CORE_PX = 1024
+"""Side of a tile's core, in pixels at the plugin's scale, where neither plugin nor user names one."""
+
+NUCLEUS_REACH_UM = 16.0
+"""Least halo of a segmentation in micrometres: half the length of the longest nuclei."""
+
+SAMPLE_SIDE_PX, SAMPLE_WINDOWS, SAMPLE_CANDIDATES = 512, 16, 64
+
+P = TypeVar("P", bound=Plugin)
+
+
+def translate(translator: Translator, batch: RGB) -> RGB:
+    """Translate uint8 (N, H, W, 3); the plugin sees padded input, the caller does not.
+
+    Raises
+    ------
+    ContractViolation
+        If the plugin returns another shape or type.
+    """
+    height, width = batch.shape[1:3]
+    padded = pad(batch, translator.wants)
+    he = translator.translate(padded)
+    if not isinstance(he, np.ndarray) or he.dtype != np.uint8 or he.shape != padded.shape:
+        raise ContractViolation(
+            f"Translator {translator.name!r} must return uint8 {padded.shape}; found {_describe(he)}."
+        )
+    return he[:, :height, :width]
+
+
+def segment(segmenter: Segmenter, batch: RGB) -> list[LabelMap]:
+    """Segment uint8 (N, H, W, 3) into N label maps int32 (H, W), ids 0..n without gaps.
+
+    Raises
+    ------
+    ContractViolation
+        If the plugin returns another shape or type, negative ids or ids with gaps.
+    """
+    height, width = batch.shape[1:3]
+    padded = pad(batch, segmenter.wants)
+    labels = segmenter.segment(padded)
+    if not isinstance(labels, np.ndarray) or labels.shape != padded.shape[:3]:
+        raise ContractViolation(
+            f"Segmenter {segmenter.name!r} must return int32 {padded.shape[:3]}; found {_describe(labels)}."
+        )
+    for one in labels:
+        check_label_map(one, f"Segmenter {segmenter.name!r}")
+    if padded.shape == batch.shape:
+        return list(labels)
+    return [_without_gaps(one[:height, :width]) for one in labels]
+
+
+def classify(classifier: PositivityClassifier, ihc: RGB, labels: LabelMap, count: int) -> NDArray[np.float64]:
+    """Return P(positive) float64 (count,) for int32 (H, W) `labels` with ids 0..count.
+
+    Raises
+    ------
+    ContractViolation
+        If the plugin returns another length or values outside [0, 1].
+    """
+    p = np.asarray(classifier.classify(ihc, labels))
+    what = f"Classifier {classifier.name!r} must return one probability in [0, 1] for each of {count} labels"
+    if p.shape != (count,) or p.dtype.kind != "f":
+        raise ContractViolation(f"{what}; found {_describe(p)}.")
+    outside = p[~((p >= 0) & (p <= 1))]
+    if outside.size:
+        raise ContractViolation(f"{what}; found {outside.size} other values, such as {outside[0]}.")
+    return p.astype(np.float64)
+
+
+def pad(batch: RGB, wants: Wants) -> RGB:
+    """Mirror uint8 (N, H, W, 3) at its lower right up to the plugin's tile, or to a multiple of its `multiple_of`."""
+    sides = batch.shape[1:3]
+    if wants.tile is None:
+        target = [-(-side // wants.multiple_of) * wants.multiple_of for side in sides]
+    else:
+        target = [wants.tile, wants.tile]
+    extra = [wanted - side for wanted, side in zip(target, sides, strict=True)]
+    if not any(extra):
+        return batch
+    return np.pad(batch, ((0, 0), (0, extra[0]), (0, extra[1]), (0, 0)), mode="symmetric")
+
+
+def layout(plugin: Plugin, source: Source, *, core_px: int | None, least_halo_px: int = 0) -> tuple[int, int]:
+    """Return (core, halo) in pixels for a tiled pass of `plugin` over `source`."""
+    wants = plugin.wants
+    halo = max(wants.halo, least_halo_px)
+    if wants.tile is None:
+        return core_px or CORE_PX, halo
+    if wants.tile - 2 * halo < wants.tile // 4:
+        halo = wants.halo
+    if max(source.shape) <= wants.tile:
+        return wants.tile, halo
+    return wants.tile - 2 * halo, halo
+
+
+def batches(plugin: Plugin, grid: Sequence[Tile]) -> Iterator[list[Tile]]:
+    """Group consecutive tiles of one size into batches that the plugin takes at once."""
+    size = plugin.batch_size if isinstance(plugin, Batched) else 1
+    for _, group in groupby(grid, key=lambda tile: (tile.outer.height, tile.outer.width)):
+        while batch := list(islice(group, size)):
+            yield batch
+
+
+def read_all(source: Source, windows: Sequence[Window]) -> RGB:
+    """Read windows of one size as uint8 (N, H, W, 3)."""
+    return np.stack([source.read(w.y, w.x, w.height, w.width) for w in windows])
+
+
+def calibrated(plugin: P, source: Source) -> P:
+    """Return the plugin fitted to the picture, if it has anything to fit."""
+    if not isinstance(plugin, Calibrated):
+        return plugin
+    return plugin.calibrate(read_all(source, sample_windows(source)))
+
+
+def sample_windows(source: Source) -> list[Window]:
+    """Choose windows that stand for the whole picture.
+
+    A picture of up to 16 windows of 512 px is taken whole. From a larger one come the 16 darkest of an 8 x 8 grid of probes: tissue
+    absorbs light, glass does not.
+    """
+    height, width = source.shape
+    side = SAMPLE_SIDE_PX
+    if height * width <= SAMPLE_WINDOWS * side * side:
+        return [Window(0, 0, height, width)]
+    per_axis = round(SAMPLE_CANDIDATES**0.5)
+    h, w = min(side, height), min(side, width)
+    tops = np.linspace(0, height - h, per_axis).astype(int)
+    lefts = np.linspace(0, width - w, per_axis).astype(int)
+    candidates = sorted({(int(y), int(x)) for y in tops for x in lefts})
+    probe_h, probe_w = max(1, h // 8), max(1, w // 8)
+    means = [
+        source.read(y + (h - probe_h) // 2, x + (w - probe_w) // 2, probe_h, probe_w).mean() for y, x in candidates
+    ]
+    chosen = sorted(np.argsort(means, kind="stable")[:SAMPLE_WINDOWS].tolist())
+    return [Window(y, x, h, w) for y, x in (candidates[index] for index in chosen)]
+
+
+class Translated:
+    """The virtual H&E of a source; a `Source` whose tiles are translated when first read, on one grid for the whole picture.
+
+    Parameters
+    ----------
+    source : IHC at the translator's scale
+    translator : already fitted to the picture
+    core_px : side of a tile's core where the translator takes any size
+    """
+
+    def __init__(self, source: Source, translator: Translator, *, core_px: int | None = None) -> None:
+        self.source, self.translator = source, translator
+        core, halo = layout(translator, source, core_px=core_px)
+        self._core = core
+        self._tiles = {(t.core.y // core, t.core.x // core): t for t in tiles(source.shape, core, halo)}
+        self._done: set[tuple[int, int]] = set()
+        self._canvas = Canvas((*source.shape, 3), np.uint8, source.mpp)
+
+    @property
+    def name(self) -> str:
+        """Name of the picture."""
+        return self.source.name
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(height, width) in pixels at the translator's scale."""
+        return self.source.shape
+
+    @property
+    def mpp(self) -> float | None:
+        """Micrometres per pixel."""
+        return self.source.mpp
+
+    def read(self, y: int, x: int, height: int, width: int) -> RGB:
+        """Return the window of virtual H&E as uint8 (height, width, 3)."""
+        rows = range(y // self._core, (y + height - 1) // self._core + 1)
+        columns = range(x // self._core, (x + width - 1) // self._core + 1)
+        missing = [key for row in rows for key in ((row, column) for column in columns) if key not in self._done]
+        for batch in batches(self.translator, [self._tiles[key] for key in missing]):
+            self._paint(batch)
+        self._done.update(missing)
+        return self._canvas.read(y, x, height, width)
+
+    def _paint(self, batch: list[Tile]) -> None:
+        he = translate(self.translator, read_all(self.source, [tile.outer for tile in batch]))
+        for tile, pixels in zip(batch, he, strict=True):
+            self._canvas.write(tile.core.y, tile.core.x, pixels[tile.core.relative_to(tile.outer).slices])
+
+
+def _without_gaps(labels: LabelMap) -> LabelMap:
+    ids, inverse = np.unique(labels, return_inverse=True)
+    shift = 0 if ids[0] == 0 else 1
+    return (inverse.reshape(labels.shape) + shift).astype(np.int32)
+
+
+def _describe(value: object) -> str:
+    return f"{value.dtype} {value.shape}" if isinstance(value, np.ndarray) else type(value).__name__

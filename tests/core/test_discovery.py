@@ -1,0 +1,228 @@
+"""The built-in plugins, by the door that everyone uses, and what `build` says when it cannot."""
+
+import importlib
+import json
+import tomllib
+from pathlib import Path
+
+import pytest
+from pydantic import Field
+from stainbridge import PluginConfig, Segmenter, Wants, discovery, hookimpl
+from stainbridge.config import Choice
+from stainbridge.errors import ConfigError, ContractViolation, MissingExtra, PluginUnavailable, UnknownPlugin
+from stainbridge.loading import HOOKS, Catalog
+from stainbridge.resources import locate
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Thin(Segmenter):
+    name = "thin"
+    api = 1
+    raises: BaseException | None = None
+
+    class Config(PluginConfig):
+        min_area_um2: float = 5.0
+        scaling: dict[str, float] = Field({"low": 1.0, "high": 99.0})
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        if self.raises is not None:
+            raise self.raises
+
+    @property
+    def wants(self):
+        return Wants(stain="he")
+
+    def segment(self, batch):
+        raise NotImplementedError
+
+
+class ThinPlugin:
+    @hookimpl
+    def register_segmenters(self):
+        return [Thin]
+
+
+@pytest.fixture
+def thin():
+    undo = discovery.register(ThinPlugin())
+    yield
+    undo()
+
+
+@pytest.fixture
+def failing(thin, monkeypatch):
+    return lambda error: monkeypatch.setattr(Thin, "raises", error)
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """The catalog as it is once stainbridge is installed, by the entry points of pyproject.toml."""
+    folder = tmp_path_factory.mktemp("site")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    info = folder / f"stainbridge-{project['version']}.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: stainbridge\nVersion: {project['version']}\n")
+    points = project["entry-points"]["stainbridge"]
+    (info / "entry_points.txt").write_text(
+        "[stainbridge]\n" + "".join(f"{name} = {value}\n" for name, value in points.items())
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(folder))
+        importlib.invalidate_caches()
+        yield discovery.catalog(refresh=True)
+    discovery.catalog(refresh=True)
+
+
+def test_every_built_in_loads(installed):
+    assert not [problem for problem in installed.problems if problem.distribution == "stainbridge"]
+
+
+def test_code_and_registry_agree_on_what_is_built_in(installed):
+    own = {(one.kind, one.name) for one in installed.found if one.distribution == "stainbridge"}
+    registered = {
+        (kind, name)
+        for name, facts in installed.registry.plugins.items()
+        if installed.registry.origins[f"plugins.{name}"] == locate("registry.toml")
+        for kind in facts.kinds
+    }
+    assert own == registered
+
+
+def test_every_built_in_model_fits_its_plugin(installed):
+    for name, model in installed.registry.models.items():
+        for kind in installed.registry.plugins[model.plugin].kinds:
+            cls = installed.get(kind, model.plugin)
+            assert cls.Config.model_validate(model.config), name
+
+
+def test_every_extra_in_the_registry_is_one_of_the_project(installed):
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert {facts.extra for facts in installed.registry.plugins.values()} - {""} <= extras.keys()
+
+
+def test_a_stated_stain_is_the_one_the_plugin_wants(installed):
+    for name, facts in installed.registry.plugins.items():
+        if facts.stain and not facts.extra:
+            assert discovery.build(facts.kinds[0], name).plugin.wants.stain == facts.stain, name
+
+
+def test_discovery_runs_once(installed):
+    assert discovery.catalog() is discovery.catalog()
+    assert discovery.catalog(refresh=True) is discovery.catalog()
+
+
+def test_a_metric_is_built_without_settings(installed):
+    assert discovery.build("metric", "dice").facts["config"] == {}
+    with pytest.raises(ConfigError, match=r"metric 'dice': unknown key 'x'\. It takes no keys\."):
+        discovery.build("metric", Choice("dice", {"x": 1}))
+
+
+def test_a_plugin_of_another_kind_is_pointed_out(thin):
+    with pytest.raises(UnknownPlugin, match=r"No translator is named 'thin'\. 'thin' is a segmenter\."):
+        discovery.get("translator", "thin")
+
+
+def test_an_unknown_kind_is_refused():
+    with pytest.raises(UnknownPlugin, match=r"No kind of plugin is named 'segmentor'\. Did you mean 'segmenter'\?"):
+        Catalog().get("segmentor", "x")
+
+
+def test_a_registered_plugin_that_nothing_provides_is_unavailable():
+    registry = discovery.load_registry()
+    with pytest.raises(PluginUnavailable, match=r"'hsi' is in .*registry\.toml, but nothing installed provides it"):
+        Catalog(registry=registry).get("classifier", "hsi")
+
+
+def test_defaults_are_part_of_the_facts(thin):
+    facts = discovery.build("segmenter", "thin").facts
+    assert facts["config"] == {"min_area_um2": 5.0, "scaling": {"low": 1.0, "high": 99.0}}
+    assert (facts["licence"], facts["commercial"], facts["model"]) == (None, None, None)
+    json.dumps(facts, allow_nan=False)
+
+
+@pytest.mark.parametrize("choice", ["thin", {"name": "thin"}, Choice("thin")])
+def test_a_choice_may_be_a_string_a_table_or_a_choice(thin, choice):
+    assert isinstance(discovery.build("segmenter", choice).plugin, Thin)
+
+
+@pytest.mark.parametrize("choice", [3, None, {"min_area_um2": 3}, ""])
+def test_a_choice_that_names_nothing_is_refused(choice):
+    with pytest.raises(ConfigError, match=r"segmenter = .*: must (be a name|have a name)"):
+        discovery.build("segmenter", choice)
+
+
+def test_the_device_reaches_the_plugin(thin):
+    assert discovery.build("segmenter", "thin", device="cuda:1").plugin.device == "cuda:1"
+
+
+def test_an_unknown_setting_gets_the_nearest(thin):
+    with pytest.raises(ConfigError, match=r"segmenter 'thin': unknown key 'min_area'. Did you mean 'min_area_um2'\?"):
+        discovery.build("segmenter", Choice("thin", {"min_area": 3}))
+
+
+def test_a_users_table_goes_over_a_models_table_key_by_key(thin, tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        '[models."thin/low"]\nplugin = "thin"\nsummary = "x"\nlicence = "MIT"\ncommercial = true\n'
+        "config = { min_area_um2 = 1.0, scaling = { low = 0.1, high = 99.9 } }\n"
+    )
+    choice = Choice("thin/low", {"scaling": {"high": 98.0}})
+    config = discovery.build("segmenter", choice, registries=[path]).plugin.config
+    assert (config.min_area_um2, config.scaling) == (1.0, {"low": 0.1, "high": 98.0})
+
+
+def test_an_instance_is_taken_as_it_is(tmp_path):
+    file = tmp_path / "net.pt"
+    file.write_bytes(b"abc")
+    plugin = Thin(Thin.Config(min_area_um2=7), weights={"net.pt": file})
+    built = discovery.build("segmenter", plugin)
+    assert built.plugin is plugin
+    assert built.facts["config"]["min_area_um2"] == 7
+    assert built.facts["weights"] == [
+        {"file": "net.pt", "sha256": "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad", "size": 3}
+    ]
+
+
+def test_an_instance_of_another_kind_is_refused():
+    with pytest.raises(ContractViolation, match="A translator must be a Translator; found an instance of Thin"):
+        discovery.build("translator", Thin())
+
+
+def test_a_library_that_is_missing_gives_the_pip_line(failing):
+    failing(ModuleNotFoundError("No module named 'torch'", name="torch.nn"))
+    with pytest.raises(
+        MissingExtra, match=r"segmenter 'thin' needs torch, which is not installed\.\nRun: pip install 'torch'"
+    ):
+        discovery.build("segmenter", "thin")
+
+
+def test_a_library_that_is_broken_is_not_called_missing(failing):
+    failing(ImportError("cannot import name 'x' from 'torch'", name="torch"))
+    with pytest.raises(MissingExtra, match="torch is installed but cannot be imported: cannot import name 'x'"):
+        discovery.build("segmenter", "thin")
+
+
+def test_a_plugins_own_missing_module_is_its_fault(failing):
+    failing(ModuleNotFoundError("No module named 'm'", name=Thin.__module__))
+    with pytest.raises(PluginUnavailable, match="'thin' is broken: No module named 'm'"):
+        discovery.build("segmenter", "thin")
+
+
+def test_whatever_a_constructor_raises_names_the_plugin(failing):
+    failing(RuntimeError("operator does not exist"))
+    with pytest.raises(
+        PluginUnavailable, match=r"'thin' .* could not be constructed: RuntimeError: operator does not exist"
+    ):
+        discovery.build("segmenter", "thin")
+
+
+def test_an_error_of_ours_passes_unchanged(failing):
+    failing(MissingExtra.of("thin", "torch", "torch"))
+    with pytest.raises(MissingExtra, match=r"pip install 'stainbridge\[torch\]'"):
+        discovery.build("segmenter", "thin")
+
+
+def test_every_kind_has_its_hook():
+    assert set(HOOKS) == {"translator", "segmenter", "classifier", "metric"}

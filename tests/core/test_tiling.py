@@ -1,0 +1,91 @@
+"""Grids cover a picture once; canvases give back what was written, in memory and on disk."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from stainbridge import tiling
+from stainbridge.errors import ConfigError, WriteFailed
+from stainbridge.tiling import Canvas, Window, tiles
+
+sizes = st.integers(1, 300)
+
+
+@given(shape=st.tuples(sizes, sizes), core=st.integers(1, 128), halo=st.integers(0, 64), shift=st.integers(0, 127))
+def test_every_pixel_lies_in_exactly_one_core(shape, core, halo, shift):
+    owners = np.zeros(shape, int)
+    for tile in tiles(shape, core, halo, offset=(shift % core, shift % core)):
+        owners[tile.core.slices] += 1
+    assert (owners == 1).all()
+
+
+@given(shape=st.tuples(sizes, sizes), core=st.integers(1, 128), halo=st.integers(0, 64))
+def test_outer_windows_lie_inside_the_picture_and_hold_the_core_with_its_halo(shape, core, halo):
+    for tile in tiles(shape, core, halo):
+        for start, length, limit, own, own_length in (
+            (tile.outer.y, tile.outer.height, shape[0], tile.core.y, tile.core.height),
+            (tile.outer.x, tile.outer.width, shape[1], tile.core.x, tile.core.width),
+        ):
+            assert 0 <= start <= max(own - halo, 0)
+            assert min(own + own_length + halo, limit) <= start + length <= limit
+
+
+@given(shape=st.tuples(sizes, sizes), core=st.integers(1, 128), halo=st.integers(0, 64))
+def test_all_outer_windows_have_one_size(shape, core, halo):
+    assert len({(tile.outer.height, tile.outer.width) for tile in tiles(shape, core, halo)}) == 1
+
+
+def test_a_core_without_pixels_is_refused():
+    with pytest.raises(ConfigError, match="core of at least 1 px and a halo of at least 0; found 0 and 8"):
+        tiles((10, 10), 0, 8)
+
+
+@pytest.fixture(params=["memory", "file"])
+def backing(request, monkeypatch):
+    if request.param == "file":
+        monkeypatch.setattr(tiling, "IN_MEMORY_PX", 0)
+
+
+@pytest.mark.parametrize(("channels", "dtype"), [((), np.int32), ((3,), np.uint8)])
+def test_a_canvas_gives_back_what_was_written(backing, channels, dtype):
+    rng = np.random.default_rng(0)
+    canvas, expected = Canvas((70, 90, *channels), dtype), np.zeros((70, 90, *channels), dtype)
+    for _ in range(30):
+        y, x, h, w = rng.integers((0, 0, 1, 1), (60, 80, 10, 10))
+        block = rng.integers(0, 200, (h, w, *channels)).astype(dtype)
+        canvas.write(int(y), int(x), block)
+        expected[y : y + h, x : x + w] = block
+    assert np.array_equal(canvas.read(0, 0, 70, 90), expected)
+    assert np.array_equal(canvas.read(13, 21, 30, 40), expected[13:43, 21:61])
+    assert np.array_equal(np.asarray(canvas), expected)
+
+
+def test_what_a_canvas_returns_is_a_copy(backing):
+    canvas = Canvas((8, 8), np.int32)
+    canvas.read(0, 0, 8, 8)[:] = 7
+    assert not canvas.read(0, 0, 8, 8).any()
+
+
+def test_the_temporary_file_goes_with_the_canvas(monkeypatch):
+    monkeypatch.setattr(tiling, "IN_MEMORY_PX", 0)
+    canvas = Canvas((8, 8), np.int32)
+    path = canvas._path
+    assert path.exists()
+    del canvas
+    assert not path.exists()
+
+
+def test_a_full_disk_is_an_error_that_names_tmpdir(monkeypatch):
+    monkeypatch.setattr(tiling, "IN_MEMORY_PX", 0)
+    canvas = Canvas((8, 8), np.int32)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tiling.os, "pwrite", full)
+    with pytest.raises(WriteFailed, match=r"No space left on device.*\n.*TMPDIR"):
+        canvas.write(0, 0, np.ones((4, 4), np.int32))
+
+
+def test_a_window_knows_its_place_in_another():
+    assert Window(10, 20, 5, 6).relative_to(Window(8, 15, 50, 50)) == Window(2, 5, 5, 6)

@@ -1,0 +1,68 @@
+"""Every built-in plugin, and every built-in model that needs no weights, keeps the contract: one case per check."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterator
+from functools import cache, partial
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+from stainbridge.errors import MissingExtra
+from stainbridge.loading import Found, Problem, load_plugin
+from stainbridge.registry import Registry
+from stainbridge.resources import Announced, locate
+from stainbridge.testing import checks_for
+from stainbridge.testing.conformance import run_check
+from stainbridge.testing.subject import Subject
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def loaded() -> list[Found | Problem]:
+    """Load what pyproject.toml announces, so that the cases do not depend on how the tree was installed."""
+    points = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]["stainbridge"]
+    entries = [Announced(name, value, "stainbridge", "") for name, value in points.items()]
+    return [one for entry in entries for one in load_plugin(entry, partial(import_module, entry.value))]
+
+
+def cases() -> Iterator[object]:
+    registry = Registry.read(locate("registry.toml"))
+    for found in (one for one in LOADED if isinstance(one, Found)):
+        configs = {found.name: {}}
+        configs |= {
+            name: model.config
+            for name, model in registry.models.items()
+            if model.plugin == found.name and model.config and not model.weights
+        }
+        needs = registry.plugins[found.name].extra
+        for name, config in configs.items():
+            make = cache(partial(constructed, found.cls, config))
+            for check in checks_for(found.kind):
+                case = f"{found.kind}-{name}-{check.name}"
+                yield pytest.param(check, make, id=case, marks=[pytest.mark.heavy] if needs else [])
+
+
+def constructed(cls, config) -> Subject:
+    return Subject.of(cls(cls.Config.model_validate(config)) if config else cls())
+
+
+LOADED = loaded()
+
+
+def test_every_built_in_loads():
+    assert [one for one in LOADED if isinstance(one, Problem)] == []
+    assert {one.kind for one in LOADED} == {"translator", "segmenter", "classifier", "metric"}
+
+
+@pytest.mark.parametrize(("check", "make"), list(cases()))
+def test_a_built_in_keeps_the_contract(check, make):
+    try:
+        subject = make()
+    except MissingExtra as error:
+        pytest.skip(str(error))
+    report = run_check(check, subject)
+    assert report.ok, report.message
+    if report.outcome == "expected failure":
+        pytest.xfail(report.message)
