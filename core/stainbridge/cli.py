@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import sys
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, TypeAlias
 
 import typer
 
@@ -13,7 +12,6 @@ from .errors import StainbridgeError
 
 app = typer.Typer(
     name="stainbridge",
-    help="IHC to virtual H&E to scored nuclei, by plugins.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -26,27 +24,25 @@ app.add_typer(models_app, name="models")
 
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")]
 Registries = Annotated[list[Path] | None, typer.Option("--registry", help="A further registry file; may be repeated.")]
+PluginKind: TypeAlias = Literal["translator", "segmenter", "classifier", "metric"]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
-class Kind(StrEnum):
-    """Kinds of plugins, for `--kind`."""
-
-    translator = "translator"
-    segmenter = "segmenter"
-    classifier = "classifier"
-    metric = "metric"
-
-
-@app.callback()
-def _version(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
-) -> None:
-    if version:
+def _print_version(asked: bool) -> None:
+    if asked:
         from . import __version__
 
         typer.echo(__version__)
         raise typer.Exit
+
+
+@app.callback()
+def _global(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """IHC to virtual H&E to scored nuclei, by plugins."""
 
 
 @app.command()
@@ -155,14 +151,14 @@ def doctor() -> None:
 @plugins_app.command()
 def check(
     name: Annotated[str, typer.Argument(help="Name of a plugin, as `stainbridge plugins` lists it.")],
-    kind: Annotated[Kind | None, typer.Option(help="Where one name is of several kinds.")] = None,
+    kind: Annotated[PluginKind | None, typer.Option(help="Where one name is of several kinds.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Hold a plugin against its contract; exit code 1 if a check fails."""
     from .report.console import print_checks
     from .testing import check_plugin
 
-    reports = check_plugin(name, **({} if kind is None else {"kind": kind.value}))
+    reports = check_plugin(name, kind=kind)
     print_checks(reports, as_json=as_json)
     raise typer.Exit(0 if all(report.ok for report in reports) else 1)
 

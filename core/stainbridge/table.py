@@ -143,5 +143,6 @@ def _boxes_on(grid: LabelSource, stitched: Stitcher, margin_px: int) -> NDArray[
     # One pixel more: nearest neighbour may round outwards.
     boxes += np.array([-1, -1, 1, 1]) * (margin_px + 1)
     height, width = grid.shape
-    whole = np.concatenate([np.floor(boxes[:, :2]), np.ceil(boxes[:, 2:])], axis=1).astype(np.int64)
-    return whole.clip((0, 0, 1, 1), (height - 1, width - 1, height, width))
+    whole: NDArray[np.int64] = np.concatenate([np.floor(boxes[:, :2]), np.ceil(boxes[:, 2:])], axis=1).astype(np.int64)
+    clipped: NDArray[np.int64] = whole.clip((0, 0, 1, 1), (height - 1, width - 1, height, width))
+    return clipped

@@ -19,7 +19,16 @@ import tifffile
 from PIL import Image as Pillow
 from pyarrow import parquet
 from stainbridge.errors import OutputExists, UnreadablePicture, WriteFailed
-from stainbridge.io import Rewritten, load_nuclei, open_labels, open_picture, results, rewrite_scores, save
+from stainbridge.io import (
+    Rewritten,
+    check_output,
+    load_nuclei,
+    open_labels,
+    open_picture,
+    results,
+    rewrite_scores,
+    save,
+)
 from stainbridge.io import overlay as overlay_module
 from stainbridge.io.overlay import COLOURS
 from stainbridge.io.tiles import write_labels
@@ -143,6 +152,10 @@ def test_picture_without_nuclei_is_saved_and_loaded(tmp_path: Path) -> None:
 
 def test_folder_that_exists_is_kept(result: Result, folder: Path, tmp_path: Path) -> None:
     before = contents(folder)
+    with pytest.raises(OutputExists, match="exists already"):
+        check_output(folder)
+    check_output(folder, overwrite=True)
+    check_output(folder / "other")
     with pytest.raises(OutputExists, match=r"out' exists already.\nPass --overwrite"):
         save(replace(result, he=None), folder)
     assert contents(folder) == before

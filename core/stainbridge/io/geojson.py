@@ -11,7 +11,7 @@ import math
 import re
 import uuid
 from collections.abc import Iterator
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import IO
 
@@ -48,8 +48,7 @@ def write_geojson(path: Path, labels: LabelSource, nuclei: Nuclei) -> None:
         file.write('{"type":"FeatureCollection","features":[')
         separator = "\n"
         for row, polygons in _outlines(labels, nuclei):
-            label = int(nuclei.label[row])
-            identity = _identity(label)
+            identity = _identity(int(nuclei.label[row]))
             file.write(
                 f'{separator}{_FEATURE}"id":"{identity}","geometry":{_geometry(polygons)},"properties":{write(row)}}}'
             )
@@ -167,6 +166,6 @@ def _ring(ring: Ring) -> str:
     return _template(len(ring)) % tuple(ring.ravel().tolist())
 
 
-@cache
+@lru_cache(maxsize=1024)
 def _template(corners: int) -> str:
     return "[" + ",".join(["[%d,%d]"] * corners) + "]"

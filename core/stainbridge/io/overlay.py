@@ -36,7 +36,10 @@ class Overview:
 
     def add(self, y: int, x: int, block: RGB) -> None:
         """Put in the uint8 (h, w, 3) block of the full picture whose corner is at (y, x), a multiple of the factor."""
-        small = reduce(block, self.factor)
+        self.put(y, x, reduce(block, self.factor))
+
+    def put(self, y: int, x: int, small: RGB) -> None:
+        """Put in a block that is reduced already; (y, x) as in `add`."""
         top, left = y // self.factor, x // self.factor
         self.pixels[top : top + small.shape[0], left : left + small.shape[1]] = small
 
@@ -48,13 +51,10 @@ class Overview:
 
 
 def reduce(block: RGB, factor: int) -> RGB:
-    """Return the means of factor x factor pixels, uint8; at the lower and right rim, of what there is of them."""
-    if factor == 1:
-        return block
-    height, width = block.shape[:2]
-    padded = np.pad(block, ((0, -height % factor), (0, -width % factor), (0, 0)), mode="edge")
-    split = padded.reshape(padded.shape[0] // factor, factor, padded.shape[1] // factor, factor, 3)
-    return np.asarray(np.rint(split.mean(axis=(1, 3), dtype=np.float32)), np.uint8)
+    """Return the means of factor x factor pixels, uint8; at the lower and right rim, of what there is."""
+    from PIL import Image as Pillow
+
+    return block if factor == 1 else np.asarray(Pillow.fromarray(np.ascontiguousarray(block)).reduce(factor))
 
 
 def write_overlay(path: Path, source: Source, labels: LabelSource, nuclei: Nuclei) -> None:
@@ -68,8 +68,7 @@ def write_overlay(path: Path, source: Source, labels: LabelSource, nuclei: Nucle
         small = reduce(source.read(y, x, height, width), overview.factor).copy()
         ids, edge = _outlined(labels, (y, x, height, width), overview.factor)
         small[edge] = colours[ids[edge]]
-        top, left = y // overview.factor, x // overview.factor
-        overview.pixels[top : top + small.shape[0], left : left + small.shape[1]] = small
+        overview.put(y, x, small)
     overview.write(path)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import threading
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +25,7 @@ WHOLE_DECODE_PX = 89_000_000
 
 _PNG_COLOURS = {0: "grey", 4: "grey with alpha"}
 _JPEG_HEAD_BYTES = 4 << 20  # metadata of cameras and editors before the frame header
+_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, LookupError, struct.error, zlib.error)  # what Pillow raises
 
 
 @dataclass(eq=False)
@@ -103,13 +105,12 @@ def _jpeg_shape(path: Path, head: bytes) -> tuple[int, int]:
 
 def _open(path: Path) -> Picture:
     from PIL import Image as Pillow
-    from PIL import UnidentifiedImageError
 
     try:
         picture = Pillow.open(path, formats=("PNG", "JPEG"))
     except Pillow.DecompressionBombError as error:
         raise PictureTooLarge(f"{str(path)!r}: {error}") from error
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+    except _DAMAGE as error:
         raise UnreadablePicture(f"{str(path)!r} cannot be read as a picture: {error}.\nExport it again.") from error
     if picture.mode not in ("RGB", "RGBA", "P"):
         picture.close()
@@ -130,7 +131,7 @@ def _decode(path: Path) -> RGB:
             if picture.mode == "RGB" and "transparency" not in picture.info:
                 return np.asarray(picture)
             clear = picture.convert("RGBA")
-        except (OSError, SyntaxError, ValueError) as error:
+        except _DAMAGE as error:
             raise UnreadablePicture(
                 f"{str(path)!r} is truncated or damaged: {picture.width} x {picture.height} px were expected, "
                 f"and decoding stopped with {str(error)!r}.\nCopy or export it again."

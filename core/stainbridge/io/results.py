@@ -16,7 +16,7 @@ import numpy as np
 from stainbridge.errors import UnreadablePicture
 from stainbridge.records import Nuclei, Result, Source
 
-from .atomic import atomic_folder, atomic_write, write_failed
+from .atomic import atomic_folder, atomic_write, check_vacant, write_failed
 from .geojson import rewrite_geojson, write_geojson
 from .overlay import Overview, mirrored, write_overlay
 from .tables import read_parquet, write_csv, write_parquet
@@ -72,6 +72,11 @@ def save(result: Result, folder: str | Path, *, overwrite: bool = False) -> Path
         files = {path.name: _sha256(path) for path in new.iterdir()}
         _write_summary(new / SUMMARY, result.scores, result.provenance, files)
     return folder
+
+
+def check_output(folder: str | Path, *, overwrite: bool = False) -> None:
+    """Raise `OutputExists` now, before hours of work, where `save` would raise it."""
+    check_vacant(Path(folder), overwrite=overwrite, mark=SUMMARY)
 
 
 def load_nuclei(folder: str | Path) -> tuple[Nuclei, dict[str, Any]]:

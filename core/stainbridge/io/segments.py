@@ -51,8 +51,13 @@ class Segments:
         self.planes = page.samplesperpixel if page.planarconfig == 2 else 1
         self.samples = page.samplesperpixel // self.planes
         self.contiguous = bool(page.is_contiguous) and page.fillorder == 1 and page.predictor == 1
-        tall = min(page.tilelength if page.is_tiled else page.rowsperstrip, 2**31)
-        self.size = (tall, page.tilewidth if page.is_tiled else page.imagewidth)
+        strip = (min(page.rowsperstrip, page.imagelength), page.imagewidth)
+        self.size = (page.tilelength, page.tilewidth) if page.is_tiled else strip
+        if min(*self.size, *self.shape) < 1:
+            raise UnreadablePicture(
+                f"{str(self.path)!r} is damaged: {self.shape[1]} x {self.shape[0]} px in pieces of "
+                f"{self.size[1]} x {self.size[0]}.\nCopy or export it again."
+            )
         self.grid = (math.ceil(page.imagelength / self.size[0]), math.ceil(page.imagewidth / self.size[1]))
         self._check()
         # Made now: tifffile builds the decoder from the open file's tables.
@@ -81,9 +86,8 @@ class Segments:
                 block = self._segment((plane * self.grid[0] + row) * self.grid[1] + column)
                 first_y, first_x = max(y, top), max(x, left)
                 part = block[first_y - top : y + height - top, first_x - left : x + width - left]
-                out[first_y - y : first_y - y + part.shape[0], first_x - x : first_x - x + part.shape[1], channels] = (
-                    part
-                )
+                target = out[first_y - y :, first_x - x :, channels]
+                target[: part.shape[0], : part.shape[1]] = part
         return out
 
     def _touched(self, y: int, x: int, height: int, width: int) -> Iterator[tuple[int, int]]:
@@ -145,8 +149,10 @@ class Segments:
                             "Copy it again."
                         )
                     yield data
-        except FileNotFoundError as error:
-            raise UnreadablePicture(f"{str(self.path)!r} has gone while it was being read.") from error
+        except UnreadablePicture:
+            raise
+        except OSError as error:
+            raise UnreadablePicture(f"{str(self.path)!r} could not be read any more: {error.strerror}.") from error
 
     def _check(self) -> None:
         """Refuse what the directory of the file gives away, before any pixel is decoded."""
@@ -157,9 +163,7 @@ class Segments:
                 "Export it with LZW, deflate, JPEG, or no compression."
             )
         height, width = self.shape
-        if not self.contiguous and self.size[0] * self.size[1] > SEGMENT_PX and page.compression != 1:
-            raise self._too_large("in one piece")
-        if not self.contiguous and min(self.size[0], height) * self.size[1] > SEGMENT_PX:
+        if not self.contiguous and self.size[0] * self.size[1] > SEGMENT_PX:
             raise self._too_large("in one piece")
         size = self.path.stat().st_size
         if height * width > max(_BOMB_PX, _BOMB_RATIO * size):
@@ -177,9 +181,8 @@ class Segments:
             )
         end = float((offsets + counts).max(initial=0))
         if self.contiguous:
-            end = max(
-                end, float(offsets[0]) + float(math.prod(self.shape)) * page.samplesperpixel * page.dtype.itemsize
-            )
+            pixel_bytes = page.samplesperpixel * page.dtype.itemsize
+            end = max(end, float(offsets[0]) + float(math.prod(self.shape)) * pixel_bytes)
         if end > size:
             raise UnreadablePicture(
                 f"{str(self.path)!r} is truncated: its pixels end at byte {end:.0f}, and it has {size} bytes.\n"

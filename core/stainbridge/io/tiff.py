@@ -167,8 +167,9 @@ def _over_white(pixels: NDArray[np.uint8], *, premultiplied: bool) -> RGB:
 
 def _pixel_um(file: Any, page: Any) -> tuple[float | None, float | None]:
     """Return the (x, y) size of a pixel in micrometres as the first that speaks says: OME, Aperio, resolution tags."""
-    if file.is_ome and file.ome_metadata:
-        return _ome_um(file.ome_metadata)
+    ome = _ome_um(file.ome_metadata) if file.is_ome and file.ome_metadata else (None, None)
+    if None not in ome:
+        return ome
     aperio = re.search(r"\bMPP\s*=\s*([0-9.]+)", page.description)
     if aperio:
         return _number(aperio[1]), _number(aperio[1])
