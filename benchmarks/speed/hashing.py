@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+
 from stainbridge.registry import Weight
 from stainbridge.weights import Store
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from stainbridge_plugins.metrics.matching import match_counts, overlaps
 
 RESULT = Path(__file__).resolve().parents[1] / "results" / "matching_speed.json"

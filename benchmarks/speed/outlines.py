@@ -20,6 +20,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from machine import medians, write
+
 from stainbridge.io import geojson as writer
 from stainbridge.io.geojson import write_geojson
 from stainbridge.io.tables import write_parquet

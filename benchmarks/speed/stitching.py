@@ -17,6 +17,7 @@ from scipy import ndimage
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from machine import medians, write
+
 from stainbridge.stages import _without_gaps
 from stainbridge.stitching import Stitcher
 from stainbridge.testing.synthetic import synthetic_labels

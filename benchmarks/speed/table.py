@@ -14,9 +14,11 @@ from skimage.measure import regionprops_table
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from machine import medians, write
+
 from stainbridge.measure import regions
 from stainbridge.testing.synthetic import synthetic_labels
 
+PROPERTIES = ("area", "centroid", "mean_intensity")
 CASES = ((512, 200), (1024, 1250), (2048, 5000))
 
 
@@ -26,8 +28,7 @@ def main() -> None:
     for side, nuclei in CASES:
         labels = synthetic_labels((side, side), nuclei, rng=0, mpp=0.5).array
         values = np.random.default_rng(0).random((side, side, 3)).astype(np.float32)
-        properties = ("area", "centroid", "mean_intensity")
-        theirs = regionprops_table(labels, values, properties=properties)
+        theirs = regionprops_table(labels, values, properties=PROPERTIES)
         ours = regions(labels, values)
         same = all(np.allclose(ours.means[:, c], theirs[f"mean_intensity-{c}"], rtol=1e-4) for c in range(3))
         same &= np.array_equal(ours.area_px, theirs["area"]) and np.allclose(ours.y, theirs["centroid-0"])
@@ -35,7 +36,7 @@ def main() -> None:
             {
                 "ours": lambda labels=labels, values=values: regions(labels, values),
                 "skimage": lambda labels=labels, values=values: regionprops_table(
-                    labels, values, properties=properties
+                    labels, values, properties=PROPERTIES
                 ),
             }
         )

@@ -77,7 +77,9 @@ def main() -> None:
         print(side, figures[f"{side} px"])
     figures["peak of 8192 px / peak of 2048 px"] = figures["8192 px"]["peak_mb"] / figures["2048 px"]["peak_mb"]
     name = f"throughput_{options.translator}_{options.segmenter}".replace("/", "-")
-    print(write(name, f"python benchmarks/speed/throughput.py {' '.join(sys.argv[1:])}".strip(), figures, "scikit-image"))
+    print(
+        write(name, f"python benchmarks/speed/throughput.py {' '.join(sys.argv[1:])}".strip(), figures, "scikit-image")
+    )
 
 
 if __name__ == "__main__":

@@ -86,14 +86,15 @@ def run(
 @app.command()
 def demo(
     out: Out = Path("demo"),
-    translator: Annotated[str, typer.Option(help="Plugin or model.")] = "identity",
+    translator: Annotated[str, typer.Option(help="Plugin or model.")] = "deconvolution/cytoplasmic",
     segmenter: Annotated[str, typer.Option(help="Plugin or model.")] = "baseline",
+    classifier: Annotated[str, typer.Option(help="Plugin or model.")] = "hsi/cytoplasmic",
 ) -> None:
     """Score scikit-image's real IHC picture (colon, DAB), which is installed with it."""
     from .demonstration import demonstrate
     from .report.console import print_scores
 
-    result, folder = demonstrate(out, translator=translator, segmenter=segmenter)
+    result, folder = demonstrate(out, translator=translator, segmenter=segmenter, classifier=classifier)
     print_scores(result, folder)
 
 

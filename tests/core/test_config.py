@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, ValidationError
+
 from stainbridge.config import Choice, RunConfig, explain
 from stainbridge.errors import ConfigError
 

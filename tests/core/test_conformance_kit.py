@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from pydantic import BaseModel
 from scipy import ndimage
+
 from stainbridge import Metric, PluginConfig, PositivityClassifier, Segmenter, Translator, Wants
 from stainbridge.errors import ContractViolation, UnknownPlugin
 from stainbridge.testing import checks_for, run_checks

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from stainbridge import discovery
 from stainbridge.errors import PluginUnavailable, UnknownPlugin
 from stainbridge.loading import Catalog, Problem

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image as Pillow
+
 from stainbridge.datasets.deepliif import TILES, instances, read_sample, split_strip
 from stainbridge.errors import ConfigError, UnreadablePicture, UnsupportedPicture
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from pydantic import Field
+
 from stainbridge import PluginConfig, Segmenter, Wants, discovery, hookimpl
 from stainbridge.config import Choice
 from stainbridge.errors import ConfigError, ContractViolation, MissingExtra, PluginUnavailable, UnknownPlugin

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
 from stainbridge.errors import UnreadablePicture, WriteFailed
 from stainbridge.io import atomic_write
 

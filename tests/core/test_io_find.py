@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+
 from stainbridge.errors import NoPictures
 from stainbridge.io import find_pictures
 

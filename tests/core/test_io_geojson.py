@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from skimage.draw import polygon2mask
+
 from stainbridge.errors import ContractViolation, UnreadablePicture
 from stainbridge.io.geojson import WINDOW_PX, rewrite_geojson, write_geojson
 from stainbridge.io.polygons import trace

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image as Pillow
+
 from stainbridge.errors import ConfigError, PictureTooLarge, UnreadablePicture, UnsupportedPicture
 from stainbridge.io import open_picture
 from stainbridge.records import Source

@@ -18,6 +18,7 @@ import pytest
 import tifffile
 from PIL import Image as Pillow
 from pyarrow import parquet
+
 from stainbridge.errors import OutputExists, UnreadablePicture, WriteFailed
 from stainbridge.io import (
     Rewritten,

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from stainbridge.errors import MissingExtra, UnreadablePicture
 from stainbridge.io import open_picture
 

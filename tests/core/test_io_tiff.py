@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
+
 from stainbridge.errors import StainbridgeError, UnreadablePicture, UnsupportedPicture
 from stainbridge.io import open_labels, open_picture
 from stainbridge.io import segments as segments_module

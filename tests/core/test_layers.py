@@ -5,6 +5,7 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
+
 import stainbridge
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,7 +26,7 @@ LAYERS = (
 LEVEL = {module: level for level, layer in enumerate(LAYERS) for module in layer.split()}
 
 # What a plugin may import of stainbridge besides its public names.
-FOR_PLUGINS = {"color", "errors", "records", "torchkit"}
+FOR_PLUGINS = {"color", "errors", "records", "torchkit", "weights"}
 
 
 def imports(path, package, root):

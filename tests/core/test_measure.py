@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from skimage.measure import regionprops_table
+
 from stainbridge.measure import boxes, regions, stain_densities
 from stainbridge.testing.synthetic import synthetic_labels
 

@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
-import stainbridge
 from scipy import ndimage
 from skimage.measure import regionprops_table
+
+import stainbridge
 from stainbridge import Image, PositivityClassifier, RunConfig, Segmenter, Translator, Wants, tiling
 from stainbridge.errors import ConfigError, ContractViolation, ScaleUnknown, UnknownPlugin, UnreadablePicture
 from stainbridge.testing.synthetic import synthetic_ihc
@@ -65,9 +66,9 @@ class Shade(Translator):
 
     name, api = "shade", 1
 
-    def __init__(self, wants=Wants("ihc"), shift=0, log=None):
+    def __init__(self, wants=None, shift=0, log=None):
         super().__init__()
-        self.wants_, self.shift, self.log = wants, shift, [] if log is None else log
+        self.wants_, self.shift, self.log = wants or Wants("ihc"), shift, [] if log is None else log
 
     @property
     def wants(self):
@@ -270,7 +271,7 @@ def test_a_single_pixel_is_a_picture():
 
 
 def test_a_source_must_be_one():
-    with pytest.raises(ContractViolation, match="A source is a path, .* found dict"):
+    with pytest.raises(ContractViolation, match=r"A source is a path, .* found dict"):
         stainbridge.run({}, mpp=0.25)
 
 
@@ -280,11 +281,11 @@ def test_an_array_that_is_not_rgb_is_refused():
 
 
 def test_unknown_names_and_keys_say_the_nearest(sample, tmp_path):
-    with pytest.raises(UnknownPlugin, match="Did you mean 'deconvolution'"):
+    with pytest.raises(UnknownPlugin, match=r"Did you mean 'deconvolution'"):
         stainbridge.run(sample.source, "deconvolutoin")
-    with pytest.raises(ConfigError, match="Did you mean 'hue_width'"):
+    with pytest.raises(ConfigError, match=r"Did you mean 'hue_width'"):
         stainbridge.run(sample.source, classifier={"name": "hsi", "hue_widht": 0.1})
-    with pytest.raises(UnreadablePicture, match="nowhere.png"):
+    with pytest.raises(UnreadablePicture, match=r"nowhere.png"):
         stainbridge.run(tmp_path / "nowhere.png", mpp=0.25)
 
 

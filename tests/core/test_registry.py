@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+
 from stainbridge import resources
 from stainbridge.errors import RegistryError, StainbridgeError, UnknownPlugin
 from stainbridge.registry import Registry, load_registry

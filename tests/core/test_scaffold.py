@@ -7,6 +7,7 @@ import sys
 import tomllib
 
 import pytest
+
 from stainbridge import scaffold
 from stainbridge.errors import ConfigError, OutputExists, WriteFailed
 from stainbridge.registry import Registry

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from stainbridge.errors import ScaleUnknown
 from stainbridge.records import Image, Labels
 from stainbridge.scale import Rescaled, RescaledLabels, rescale
@@ -54,7 +55,7 @@ def test_the_same_scale_is_the_same_source(picture, mpp):
 
 
 def test_a_picture_without_a_scale_cannot_be_rescaled():
-    with pytest.raises(ScaleUnknown, match="'image' has no pixel size; 0.5 micrometres"):
+    with pytest.raises(ScaleUnknown, match=r"'image' has no pixel size; 0.5 micrometres"):
         rescale(Image(np.zeros((4, 4, 3), np.uint8)), 0.5)
 
 

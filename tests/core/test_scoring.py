@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from stainbridge.errors import ConfigError, ContractViolation
 from stainbridge.records import Nuclei
 from stainbridge.scoring import GRADE_CUTS, MIN_BLOCKS, grades, rescore, score, sensitivity

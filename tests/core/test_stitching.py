@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from stainbridge.stages import _without_gaps
 from stainbridge.stitching import Stitcher
 from stainbridge.testing.synthetic import synthetic_labels

@@ -7,6 +7,7 @@ import pytest
 from scipy import ndimage
 from skimage.color import rgb2hed
 from skimage.measure import regionprops
+
 from stainbridge.errors import ConfigError
 from stainbridge.records import check_label_map
 from stainbridge.testing import blank_glass, dark_tissue, synthetic_he, synthetic_ihc, synthetic_labels

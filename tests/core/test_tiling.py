@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from stainbridge import tiling
 from stainbridge.errors import ConfigError, WriteFailed
 from stainbridge.tiling import Canvas, Window, tiles

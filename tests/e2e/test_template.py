@@ -12,6 +12,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
 from stainbridge.scaffold import new_plugin
 from stainbridge.testing import checks_for, synthetic_ihc
 

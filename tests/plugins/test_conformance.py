@@ -9,6 +9,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+
 from stainbridge.errors import MissingExtra
 from stainbridge.loading import Found, Problem, load_plugin
 from stainbridge.registry import Registry

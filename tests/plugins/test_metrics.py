@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
+
 from stainbridge import Image, Labels, Nuclei, Result, Sample
 from stainbridge.errors import ConfigError, ContractViolation
 from stainbridge_plugins.metrics.matching import dice_counts, match_counts, matched, overlaps, sum_by_key

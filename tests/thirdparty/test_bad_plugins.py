@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+
 from stainbridge import discovery
 from stainbridge.errors import PluginUnavailable, UnknownPlugin
 

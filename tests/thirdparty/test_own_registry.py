@@ -3,6 +3,7 @@
 import hashlib
 
 import pytest
+
 from stainbridge import discovery
 from stainbridge.errors import MissingExtra, RegistryError, UnknownPlugin
 from stainbridge.registry import load_registry

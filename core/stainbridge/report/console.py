@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.markup import escape
@@ -20,6 +21,8 @@ from ..pipeline import Progress as Told
 from ..records import Result
 from ..registry import Registry
 
+PIPE_WIDTH = 160
+
 
 def print_json(value: Any) -> None:
     """Print plain values as JSON on stdout."""
@@ -28,14 +31,16 @@ def print_json(value: Any) -> None:
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], *, right: Sequence[str] = ()) -> None:
     """Print a table on stdout; None is shown as a dash."""
-    shown = Table(title=title, title_justify="left")
-    for column in columns:
-        shown.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    # In a pipe there is no window to fit: text is not squeezed there.
+    console = Console() if sys.stdout.isatty() else Console(width=PIPE_WIDTH)
+    shown = Table()
+    for number, column in enumerate(columns):
+        justify: Literal["right", "left"] = "right" if column in right else "left"
+        shown.add_column(column, justify=justify, overflow="fold", no_wrap=number == 0)
     for row in rows:
         shown.add_row(*("-" if cell is None else escape(str(cell)) for cell in row))
-    console = Console()
-    # In a pipe there is no width to fit: cutting text there would lose data.
-    console.print(shown, width=None if console.is_terminal else 160)
+    console.print(title, style="bold", markup=False, soft_wrap=True)
+    console.print(shown)
 
 
 class BatchProgress:

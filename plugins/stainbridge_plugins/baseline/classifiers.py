@@ -7,6 +7,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
+
 from stainbridge import RGB, LabelMap, PluginConfig, PositivityClassifier, Wants
 from stainbridge.color import DAB, HAEMATOXYLIN, unmix
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
+
 from stainbridge import RGB
 from stainbridge.color import rgb_to_hsi
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
+
 from stainbridge import RGB, PluginConfig, Translator, Wants
 from stainbridge.color import DAB, EOSIN, HAEMATOXYLIN, mix, optical_density, unmix
 
@@ -37,10 +38,12 @@ class Identity(Translator):
 
 
 class Deconvolution(Translator):
-    """Unmixes IHC into haematoxylin and DAB, joins both as nuclear density and stains that as H&E.
+    """Unmixes IHC into haematoxylin and DAB, and stains nuclei and cytoplasm as H&E.
 
-    Each dye is divided by its own high percentile before they are joined, so that a pale blue nucleus beside a dark brown one
-    stays. Works pixel by pixel on the picture's own grid. Without `calibrate` the glass and the scales are the configured ones.
+    Of a nuclear marker (Ki-67, ER, p53) both dyes are nuclei: each is divided by its own high percentile before they are joined, so
+    that a pale blue nucleus beside a dark brown one stays. Of a marker of cytoplasm or membrane (cytokeratin, CD3, HER2) only
+    haematoxylin is, and DAB becomes eosin. Works pixel by pixel on the picture's own grid. Without `calibrate`
+    the glass and the scales are the configured ones.
     """
 
     name = "deconvolution"
@@ -49,15 +52,20 @@ class Deconvolution(Translator):
     class Config(PluginConfig):
         """What glass and a full nucleus look like in the IHC, and how dark the virtual stains are; densities are optical."""
 
+        dab: Literal["nuclear", "cytoplasmic"] = Field("nuclear", description="where the marker is that DAB shows")
         glass: tuple[float, float, float] = Field(
             (245.0, 245.0, 245.0), description="colour of glass without calibration, red, green, blue, 0..255"
         )
-        haematoxylin_od: float = Field(0.4, gt=0, le=3, description="haematoxylin of a full nucleus without calibration")
+        haematoxylin_od: float = Field(
+            0.4, gt=0, le=3, description="haematoxylin of a full nucleus without calibration"
+        )
         dab_od: float = Field(0.8, gt=0, le=3, description="DAB of a full nucleus without calibration")
         haematoxylin_percentile: float = Field(95.0, ge=50, le=100, description="of blue pixels: a full nucleus")
         dab_percentile: float = Field(75.0, ge=50, le=100, description="of brown pixels: a full nucleus")
         least_od: float = Field(0.25, gt=0, le=3, description="smallest calibrated scale: a faint dye is not blown up")
-        background: float = Field(0.1, ge=0, lt=1, description="share of a full nucleus that counts as unspecific stain")
+        background: float = Field(
+            0.1, ge=0, lt=1, description="share of a full nucleus that counts as unspecific stain"
+        )
         nucleus_od: float = Field(1.0, gt=0, le=3, description="virtual haematoxylin of a full nucleus")
         eosin_od: float = Field(0.25, ge=0, le=3, description="virtual eosin of dense tissue")
 
@@ -88,8 +96,11 @@ class Deconvolution(Translator):
         config = self.config
         amounts = unmix(batch, (HAEMATOXYLIN, DAB), background=config.glass)
         relative = np.maximum(amounts, 0) / np.array((config.haematoxylin_od, config.dab_od), np.float32)
-        nuclear = _saturating(relative.sum(axis=-1) - config.background, 1.0)
+        in_nuclei = relative.sum(axis=-1) if config.dab == "nuclear" else relative[..., 0]
+        nuclear = _saturating(in_nuclei - config.background, 1.0)
         tissue = _saturating(optical_density(batch, config.glass).mean(axis=-1), 0.15)
+        if config.dab == "cytoplasmic":
+            tissue = (tissue + _saturating(relative[..., 1], 1.0)) / 2
         # Haematoxylin displaces eosin: a nucleus in H&E is blue, not magenta.
         eosin = tissue * (1.0 - nuclear / 2)
         stained = np.stack([nuclear * config.nucleus_od, eosin * config.eosin_od], axis=-1)

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+
 from stainbridge.errors import ConfigError, ContractViolation
 
 Ids: TypeAlias = NDArray[np.integer[Any]]

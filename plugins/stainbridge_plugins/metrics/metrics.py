@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
+
 from stainbridge import Metric, Result, Sample
 
 from .matching import Overlaps, dice_counts, match_counts, overlaps

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from stainbridge.registry import Weight
 from stainbridge.weights import Store
 

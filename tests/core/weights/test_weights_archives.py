@@ -10,6 +10,7 @@ import zipfile
 
 import numpy as np
 import pytest
+
 from stainbridge.errors import WeightsCorrupt
 from stainbridge.weights.archives import take_member
 from stainbridge.weights.transfer import SourceError

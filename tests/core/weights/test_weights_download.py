@@ -5,6 +5,7 @@ import importlib.util
 import time
 
 import pytest
+
 from stainbridge.errors import WeightsCorrupt, WeightsUnavailable
 from stainbridge.weights import Store
 from stainbridge.weights.transfer import SourceError, Transfer, download, shown

@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+
 from stainbridge.errors import MissingExtra, WeightsCorrupt, WeightsUnavailable
 from stainbridge.weights import fill, load_state_dict, load_torchscript, loading, read_h5, read_npz
 

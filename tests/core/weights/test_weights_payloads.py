@@ -7,6 +7,7 @@ import zipfile
 
 import numpy as np
 import pytest
+
 from stainbridge.errors import WeightsCorrupt
 from stainbridge.weights import load_state_dict, load_torchscript, read_npz
 from stainbridge.weights.archives import take_member

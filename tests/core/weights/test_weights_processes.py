@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from stainbridge.errors import WriteFailed
 from stainbridge.weights import Store
 from stainbridge.weights import store as store_module

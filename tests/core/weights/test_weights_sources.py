@@ -8,6 +8,7 @@ import tarfile
 import zipfile
 
 import pytest
+
 from stainbridge.errors import WeightsUnavailable
 from stainbridge.registry import Weight
 from stainbridge.weights import Store

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+
 from stainbridge.errors import RegistryError, WeightsCorrupt, WeightsUnavailable
 from stainbridge.weights import Store, default_folder, fetch
 

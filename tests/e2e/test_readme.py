@@ -1,0 +1,46 @@
+"""What the README shows works as it stands."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+
+import stainbridge
+from stainbridge.testing.synthetic import synthetic_ihc
+
+README = (Path(__file__).resolve().parents[2] / "README.md").read_text("utf-8")
+PYTHON = re.findall(r"^```python\n(.*?)^```", README, re.M | re.S)
+SHELL = re.findall(r"^```sh\n(.*?)^```", README, re.M | re.S)
+
+
+def test_its_first_two_commands_install_and_are_one_line_each():
+    assert len(SHELL) == 2
+    for command in SHELL:
+        assert command.count("\n") == 1
+        assert "-m venv" in command
+        assert "pip install" in command
+    assert "stainbridge demo" in SHELL[0]
+    assert "pytest" in SHELL[1]
+
+
+def test_its_python_example_runs(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("pandas", reason="the example makes a pandas table")
+    monkeypatch.chdir(tmp_path)
+    tifffile.imwrite("slide.tif", synthetic_ihc(shape=(256, 256), nuclei=25).source.pixels, photometric="rgb")
+    names = {}
+    exec(PYTHON[0], names)
+    assert len(names["table"]) == len(names["result"].nuclei) > 10
+    assert (tmp_path / "results" / "slide" / "summary.json").is_file()
+    assert float(capsys.readouterr().out.split()[0]) == names["result"].scores["percent_positive"]
+
+
+def test_its_plugin_example_is_a_plugin():
+    names = {}
+    exec(PYTHON[1], names)
+    (dark,) = names["register_segmenters"]()
+    sample = synthetic_ihc(shape=(256, 256), nuclei=25)
+    found = stainbridge.run(sample.source, "identity", dark(), "dab")
+    assert len(found.nuclei) > 5
+    assert np.asarray(found.labels).dtype == np.int32
