@@ -114,7 +114,8 @@ def rgb_to_hsi(rgb: NDArray[Any]) -> NDArray[np.float64]:
 def _density(values: NDArray[Any], glass: NDArray[np.float32]) -> NDArray[np.float32]:
     light = np.maximum(values.astype(np.float32), np.float32(1.0)) / glass
     # `0.0 -` instead of a minus sign: white is 0.0 and not -0.0.
-    return np.maximum(np.float32(0.0) - np.log10(light), np.float32(0.0))
+    density: NDArray[np.float32] = np.maximum(np.float32(0.0) - np.log10(light), np.float32(0.0))
+    return density
 
 
 def _unit_rows(stains: ArrayLike) -> NDArray[np.float64]:

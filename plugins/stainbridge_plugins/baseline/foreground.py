@@ -13,7 +13,7 @@ _NARROW, _WIDE = 3.0, 2.5
 
 @dataclass(frozen=True)
 class Classes:
-    """Density of the ground and of nuclei over the whole picture, and the value between them."""
+    """Density of the ground and of nuclei over the whole picture, and the value between them to start from."""
 
     ground: float
     nucleus: float
@@ -35,16 +35,19 @@ class Smoothing:
         return widest + _PASSES * _radius(self.neighbourhood, _WIDE)
 
 
-def classes_of(density: NDArray[np.float32]) -> Classes:
-    """Divide the densities of one picture in two by Otsu's method; glass does not take part."""
+def classes_of(density: NDArray[np.float32], start: float) -> Classes:
+    """Divide the densities of one picture in two by Otsu's method; glass does not take part.
+
+    `start` says where between the ground and Otsu's threshold, 0..1, the search for the local threshold begins.
+    """
     from skimage.filters import threshold_otsu
 
     tissue = density[density > 0.1]
     if tissue.size == 0 or tissue.min() == tissue.max():
         return Classes(ground=0.2, nucleus=0.6, between=0.4)
-    between = float(threshold_otsu(tissue))
-    ground, nucleus = float(tissue[tissue <= between].mean()), float(tissue[tissue > between].mean())
-    return Classes(ground, max(nucleus, ground + 0.1), between)
+    otsu = float(threshold_otsu(tissue))
+    ground, nucleus = float(tissue[tissue <= otsu].mean()), float(tissue[tissue > otsu].mean())
+    return Classes(ground, max(nucleus, ground + 0.1), ground + start * (otsu - ground))
 
 
 def relief_of(
@@ -89,7 +92,7 @@ def _two_means(
     sigma: float,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Return the mean of the ground and of the nuclei around each pixel, with the picture's means as a weak prior."""
-    weak = np.float32(0.05)
+    weak = np.float32(0.02)
     share = blurred(above.astype(np.float32), sigma, _WIDE)
     part = blurred(np.where(above, body, np.float32(0)), sigma, _WIDE)
     nucleus = (part + weak * np.float32(classes.nucleus)) / (share + weak)

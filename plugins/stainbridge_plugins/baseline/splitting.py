@@ -31,12 +31,14 @@ class Shape:
     least_px, most_px : area in pixels
     longest_px : longest side of the bounding box in pixels
     hole_px : holes up to this many pixels belong to the object
+    reach_px : a nucleus ends at most this far from its seed
     """
 
     least_px: float
     most_px: float
     longest_px: float
     hole_px: float
+    reach_px: int
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,16 @@ def with_leftovers(seeds: LabelMap, mask: NDArray[np.bool_], shape: Shape) -> La
     level = _level(binary_opening(rest), shape)
     ids = np.where(level.quality > 0, np.cumsum(level.quality > 0) + seeds.max(), 0).astype(np.int32)
     return np.maximum(seeds, np.concatenate([[np.int32(0)], ids])[level.labels])
+
+
+def flooded(relief: NDArray[np.float32], seeds: LabelMap, mask: NDArray[np.bool_], reach_px: int) -> LabelMap:
+    """Grow the seeds down the relief within the mask (watershed), no farther than `reach_px`."""
+    from scipy.ndimage import binary_dilation
+    from skimage.segmentation import watershed
+
+    near = binary_dilation(seeds > 0, _EIGHT, iterations=reach_px)
+    labels: LabelMap = watershed(-relief, seeds, mask=mask & near).astype(np.int32)
+    return labels
 
 
 def without_small_holes(mask: NDArray[np.bool_], most_px: float) -> NDArray[np.bool_]:

@@ -15,7 +15,7 @@ from .glass import glass_colour
 
 # Above this optical density of the red channel a pixel is too dark to tell which dye made it so.
 _OPAQUE_OD = 1.0
-# A dye is estimated from pixels that it dominates: more than this density, and the other dye under half of it.
+# A pixel with less of a dye than this says nothing about it.
 _DYED_OD = 0.1
 # A dye on fewer tissue pixels than this has no percentile worth trusting.
 _LEAST_PIXELS = 50

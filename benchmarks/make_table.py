@@ -1,0 +1,48 @@
+"""Make benchmarks/README.md from the results: every figure with its command and machine. Run: python benchmarks/make_table.py"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+INTRODUCTION = """# Benchmarks
+
+Each section is one file of `results/`, written by the command above it. Ratios are of medians within one process, the calls taking
+turns. Made by `python benchmarks/make_table.py`; do not edit by hand.
+"""
+
+
+def rows(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """Yield (name, figure) for every leaf of nested figures."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from rows(inner, f"{path}: {key}" if path else str(key))
+    elif isinstance(value, list):
+        for number, inner in enumerate(value):
+            yield from rows(inner, f"{path} {number + 1}")
+    else:
+        yield path, f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def section(path: Path) -> str:
+    """Return the Markdown of one result file."""
+    record = json.loads(path.read_text("utf-8"))
+    machine = record.get("machine", {})
+    head = f"## {path.stem.replace('_', ' ')}\n\n`{record['command']}`\n"
+    libraries = ", ".join(f"{name} {version}" for name, version in machine.get("libraries", {}).items())
+    about = f"{machine.get('processor', '?')}, {machine.get('cores', '?')} cores, Python {machine.get('python', '?')}; {libraries}"
+    lines = [f"| {name} | {figure} |" for name, figure in rows(record["figures"])]
+    return "\n".join([head, about, "", "| figure | value |", "|---|---|", *lines, ""])
+
+
+def main() -> None:
+    """Write benchmarks/README.md."""
+    sections = [section(path) for path in sorted((HERE / "results").glob("*.json"))]
+    (HERE / "README.md").write_text("\n".join([INTRODUCTION, *sections]), "utf-8")
+
+
+if __name__ == "__main__":
+    main()
