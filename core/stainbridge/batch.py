@@ -75,7 +75,7 @@ def run_batch(
     ledger: list[Entry] = []
     for picture, name in zip(pictures, folder_names(pictures), strict=True):
         progress = on_start(picture) if on_start else None
-        entry = _run_one(picture, out / name, stages, config, existing=existing, progress=progress)
+        entry = _run_one(picture, out / name, stages, existing=existing, progress=progress)
         ledger.append(entry)
         write_ledger(ledger, out)
         yield entry
@@ -114,15 +114,13 @@ def write_ledger(entries: Iterable[Entry], out: Path) -> Path:
     return out / LEDGER
 
 
-def _run_one(
-    picture: Path, folder: Path, stages: Stages, config: RunConfig, *, existing: str, progress: Progress | None
-) -> Entry:
+def _run_one(picture: Path, folder: Path, stages: Stages, *, existing: str, progress: Progress | None) -> Entry:
     start = time.perf_counter()
     if existing == "resume" and (folder / "summary.json").exists():
         return Entry(str(picture), folder.name, "kept")
     try:
-        source: Source = open_picture(picture, mpp=config.mpp)
-        result = run_stages(source, stages, config, progress=progress)
+        source: Source = open_picture(picture, mpp=stages.config.mpp)
+        result = run_stages(source, stages, progress=progress)
         save(result, folder, overwrite=existing == "overwrite")
     except Exception as error:
         # A plugin may raise anything; the other pictures must not pay for it.

@@ -52,8 +52,12 @@ def run(
     ],
     out: Out,
     mpp: Annotated[float | None, typer.Option(help="Micrometres per pixel, where the picture does not say.")] = None,
-    translator: Annotated[str | None, typer.Option(help="Plugin or model [default: identity].")] = None,
-    segmenter: Annotated[str | None, typer.Option(help="Plugin or model [default: baseline].")] = None,
+    translator: Annotated[
+        str | None, typer.Option(help="Plugin or model [default: what goes best with the segmenter].")
+    ] = None,
+    segmenter: Annotated[
+        str | None, typer.Option(help="Plugin or model [default: the best installed, see `models`].")
+    ] = None,
     classifier: Annotated[str | None, typer.Option(help="Plugin or model [default: hsi].")] = None,
     config: Annotated[Path | None, typer.Option(help="A run as TOML; options given here win.")] = None,
     settings: Annotated[
@@ -68,6 +72,7 @@ def run(
 ) -> None:
     """Find, classify and score the nuclei of IHC pictures."""
     from .config import RunConfig
+    from .discovery import resolved
 
     base = RunConfig.load(config) if config else RunConfig()
     named: dict[str, Any] = {
@@ -80,14 +85,14 @@ def run(
         "registries": [*base.registries, *registry] if registry else None,
     }
     chosen = base.replace(**{key: value for key, value in named.items() if value is not None})
-    _run_pictures(pictures, out, chosen.with_overrides(settings or []), _existing(overwrite, resume), as_json)
+    _run_pictures(pictures, out, resolved(chosen, settings or ()), _existing(overwrite, resume), as_json)
 
 
 @app.command()
 def demo(
     out: Out = Path("demo"),
     translator: Annotated[str, typer.Option(help="Plugin or model.")] = "deconvolution/cytoplasmic",
-    segmenter: Annotated[str, typer.Option(help="Plugin or model.")] = "baseline",
+    segmenter: Annotated[str | None, typer.Option(help="Plugin or model [default: the best installed].")] = None,
     classifier: Annotated[str, typer.Option(help="Plugin or model.")] = "hsi/cytoplasmic",
 ) -> None:
     """Score scikit-image's real IHC picture (colon, DAB), which is installed with it."""

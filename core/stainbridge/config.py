@@ -64,7 +64,7 @@ class RunConfig(BaseModel):
 
     Parameters
     ----------
-    translator, segmenter, classifier : the plugins or models
+    translator, segmenter, classifier : the plugins or models; None takes the registry's default, see `discovery.resolved`
     mpp : micrometres per pixel of pictures that do not say; None takes the picture's own
     tile_px, halo_px : tile core and context in pixels of the stage; None takes what the plugin wants
     seed, bootstraps : of the confidence intervals
@@ -77,8 +77,8 @@ class RunConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    translator: _Choice = Choice("identity")
-    segmenter: _Choice = Choice("baseline")
+    translator: _Choice | None = None
+    segmenter: _Choice | None = None
     classifier: _Choice = Choice("hsi")
     mpp: float | None = Field(None, gt=0, allow_inf_nan=False)
     tile_px: int | None = Field(None, gt=0)
@@ -236,6 +236,8 @@ def _put(values: dict[str, Any], key: str, value: Any, setting: str) -> None:
         inner = table.setdefault(parent, {})
         if isinstance(inner, str):  # a plugin's bare name becomes a table
             inner = table[parent] = {"name": inner}
+        if inner is None:
+            raise ConfigError(f"--set {setting}: no {parent} is named yet; name it too, such as {parent}=NAME.")
         table = inner
         if not isinstance(table, dict):
             raise ConfigError(f"--set {setting}: {parent!r} is a single value, it has no keys.")

@@ -23,7 +23,7 @@ def demo_picture() -> Image:
 
 
 def demonstrate(
-    out: Path, *, translator: str = DEMO_TRANSLATOR, segmenter: str = "baseline", classifier: str = DEMO_CLASSIFIER
+    out: Path, *, translator: str = DEMO_TRANSLATOR, segmenter: str | None = None, classifier: str = DEMO_CLASSIFIER
 ) -> tuple[Result, Path]:
     """Run the demo picture and save it in a folder below `out`; an older demo there is replaced."""
     picture = demo_picture()

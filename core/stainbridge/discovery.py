@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import importlib.metadata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from .config import Choice, explain
+from .config import Choice, RunConfig, explain
 from .errors import ConfigError, ContractViolation, MissingExtra, PluginUnavailable, StainbridgeError
 from .hookspecs import GROUP
 from .interfaces import Kind, Metric, Plugin, PluginConfig
@@ -113,7 +113,24 @@ def build(
     cls: Callable[..., Any] = found.cls
     construct = cls if kind == "metric" else partial(cls, config, **arguments)
     plugin = _constructed(found, facts, construct)
-    return Built(plugin, _provenance(found, config, facts, model=model, asked=choice.name))
+    record = _provenance(found, config, facts, model=model, asked=choice.name)
+    return Built(plugin, record if record["weights"] else record | {"weights": _own_weights(plugin)})
+
+
+def resolved(config: RunConfig, settings: Iterable[str] = ()) -> RunConfig:
+    """Return `config` with a segmenter and a translator: where none is named, those of the registry's defaults.
+
+    A segmenter without a default of its own is given the IHC itself. `settings` are as in `RunConfig.with_overrides`; those of a
+    plugin ("segmenter.key=value") apply to the plugin that was found.
+    """
+    settings = list(settings)
+    config = config.with_overrides(one for one in settings if "." not in one.partition("=")[0])
+    registry = catalog().registry.merge(*(Registry.read(path) for path in config.registries))
+    default = registry.default_for(config.segmenter.name if config.segmenter else None)
+    segmenter = config.segmenter or Choice.of(default.segmenter if default else "baseline")
+    translator = config.translator or Choice.of(default.translator if default else "identity")
+    config = config.replace(segmenter=segmenter, translator=translator)
+    return config.with_overrides(one for one in settings if "." in one.partition("=")[0])
 
 
 def _discover() -> Catalog:
@@ -140,7 +157,12 @@ def _taken(kind: Kind, plugin: Plugin | Metric) -> Built:
     facts = listed.registry.plugins.get(name) if installed else None
     config = getattr(plugin, "config", None)
     record = _provenance(found, config if isinstance(config, PluginConfig) else PluginConfig(), facts)
-    return Built(plugin, record | {"weights": [_hashed(*item) for item in getattr(plugin, "weights", {}).items()]})
+    return Built(plugin, record | {"weights": _own_weights(plugin)})
+
+
+def _own_weights(plugin: Any) -> list[dict[str, Any]]:
+    """Return the facts of files that did not come from the registry: named in the settings, or in an instance."""
+    return [_hashed(*item) for item in getattr(plugin, "weights", {}).items()]
 
 
 def _hashed(file: str, path: Path) -> dict[str, Any]:

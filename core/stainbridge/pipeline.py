@@ -16,7 +16,7 @@ import numpy as np
 
 from . import provenance
 from .config import Choice, RunConfig
-from .discovery import Built, build
+from .discovery import Built, build, resolved
 from .errors import ContractViolation, ScaleUnknown
 from .interfaces import Kind, Plugin, PositivityClassifier, Segmenter, Translator
 from .io import open_picture
@@ -38,9 +38,11 @@ class Stages:
 
     Parameters
     ----------
+    config : resolved: it names a segmenter and a translator
     translator : None where the segmenter wants IHC
     """
 
+    config: RunConfig
     translator: Built | None
     segmenter: Built
     classifier: Built
@@ -53,21 +55,25 @@ class Stages:
         ------
         UnknownPlugin, PluginUnavailable, MissingExtra, ConfigError, WeightsUnavailable, WeightsCorrupt
         """
-        given = instances or {}
+        given, config = instances or {}, resolved(config)
 
-        def make(kind: Kind, choice: Choice) -> Built:
+        def make(kind: Kind) -> Built:
             return build(
                 kind,
-                given.get(kind, choice),
+                given.get(kind, getattr(config, kind)),
                 registries=config.registries,
                 device=config.device,
                 offline=config.offline,
             )
 
-        segmenter = make("segmenter", config.segmenter)
+        segmenter = make("segmenter")
         wants_he = segmenter.plugin.wants.stain == "he"
-        translator = make("translator", config.translator) if wants_he else None
-        return cls(translator, segmenter, make("classifier", config.classifier))
+        translator = make("translator") if wants_he else None
+        return cls(config, translator, segmenter, make("classifier"))
+
+    def plugins(self) -> dict[str, Built | None]:
+        """Return what was built by kind."""
+        return {"translator": self.translator, "segmenter": self.segmenter, "classifier": self.classifier}
 
 
 def run(
@@ -108,15 +114,16 @@ def run(
     changes = {**named, **{kind: _choice(one) for kind, one in instances.items()}, "mpp": mpp}
     config = (config or RunConfig()).replace(**{key: value for key, value in changes.items() if value is not None})
     opened = as_source(source, mpp=config.mpp)
-    return run_stages(opened, Stages.build(config, instances), config)
+    return run_stages(opened, Stages.build(config, instances))
 
 
-def run_stages(source: Source, stages: Stages, config: RunConfig, *, progress: Progress | None = None) -> Result:
+def run_stages(source: Source, stages: Stages, *, progress: Progress | None = None) -> Result:
     """Run constructed plugins on one source that has an mpp; see `run`."""
-    mpp = _require_mpp(source, stages.segmenter.plugin)
+    mpp, config = _require_mpp(source, stages.segmenter.plugin), stages.config
     tell = progress or _silent
     he = None if stages.translator is None else _translated(source, stages.translator.plugin, config)
-    stitched, facts = _segmented(he or source, stages.segmenter.plugin, config, tell)
+    segmenter = _fitted_segmenter(he or source, stages.segmenter.plugin)
+    stitched, facts = _segmented(he or source, segmenter, config, tell)
     classifier = stages.classifier.plugin
     assert isinstance(classifier, PositivityClassifier)
     tell("classify", 0, 1)
@@ -126,7 +133,8 @@ def run_stages(source: Source, stages: Stages, config: RunConfig, *, progress: P
     facts |= {"lost_in_resampling": len(stitched) - len(nuclei), "threshold": threshold}
     area_mm2 = source.shape[0] * source.shape[1] * mpp**2 / 1e6
     scores = score(nuclei, area_mm2=area_mm2, mpp=mpp, seed=config.seed, bootstraps=config.bootstraps)
-    record = provenance.describe(source, vars(stages), config, facts)
+    fitted = {"translator": he.translator if he else None, "segmenter": segmenter}
+    record = provenance.describe(source, stages.plugins(), config, facts, fitted=fitted)
     return Result(source, labels, nuclei, he, scores, record)
 
 
@@ -169,12 +177,17 @@ def _translated(source: Source, translator: Plugin, config: RunConfig) -> Transl
     return Translated(ihc, calibrated(translator, ihc), core_px=config.tile_px)
 
 
-def _segmented(source: Source, plugin: Plugin, config: RunConfig, tell: Progress) -> tuple[Stitcher, dict[str, Any]]:
+def _fitted_segmenter(source: Source, segmenter: Plugin) -> Segmenter:
+    assert isinstance(segmenter, Segmenter)
+    return calibrated(segmenter, rescale(source, segmenter.wants.mpp))
+
+
+def _segmented(
+    source: Source, segmenter: Segmenter, config: RunConfig, tell: Progress
+) -> tuple[Stitcher, dict[str, Any]]:
     """Segment and stitch the whole of `source`; return the stitched labels and the facts of the tiling."""
-    view = rescale(source, plugin.wants.mpp)
-    assert isinstance(plugin, Segmenter)
+    view = rescale(source, segmenter.wants.mpp)
     assert view.mpp is not None
-    segmenter = calibrated(plugin, view)
     least = math.ceil(NUCLEUS_REACH_UM / view.mpp) if config.halo_px is None else config.halo_px
     core_px, halo_px = layout(segmenter, view, core_px=config.tile_px, least_halo_px=least)
     grid = tiles(view.shape, core_px, halo_px)

@@ -9,6 +9,7 @@ import hashlib
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,12 +19,18 @@ from .records import Image, Source
 
 if TYPE_CHECKING:
     from .discovery import Built
+    from .interfaces import Plugin
 
 LIBRARIES = ("numpy", "scipy", "scikit-image", "pillow", "tifffile", "torch", "tensorflow", "cellpose", "stardist")
 
 
 def describe(
-    source: Source, built: dict[str, Built | None], config: RunConfig, segmentation: dict[str, Any]
+    source: Source,
+    built: Mapping[str, Built | None],
+    config: RunConfig,
+    segmentation: Mapping[str, Any],
+    *,
+    fitted: Mapping[str, Plugin | None],
 ) -> dict[str, Any]:
     """Return the provenance of one result as plain JSON values.
 
@@ -31,15 +38,23 @@ def describe(
     ----------
     built : the plugins used, by kind; None for a stage that was skipped
     segmentation : facts of the tiled pass
+    fitted : plugins as fitted to this picture, by kind; where their settings differ they are given under ``fitted``
     """
     return {
         "input": describe_input(source),
-        "plugins": {kind: None if one is None else one.facts for kind, one in built.items()},
+        "plugins": {kind: one and _facts(one, fitted.get(kind)) for kind, one in built.items()},
         "config": config.to_dict(),
-        "segmentation": segmentation,
+        "segmentation": dict(segmentation),
         "software": software(),
         "device": config.device,
     }
+
+
+def _facts(built: Built, fitted: Plugin | None) -> dict[str, Any]:
+    facts = dict(built.facts)
+    if fitted is not None and fitted.config != built.plugin.config:
+        facts["fitted"] = fitted.config.model_dump(mode="json")
+    return facts
 
 
 def describe_input(source: Source) -> dict[str, Any]:

@@ -5,6 +5,7 @@ The built-in `registry.toml`, those that third parties ship beside their modules
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -67,6 +68,7 @@ class PluginFacts(_Facts):
     kinds : "translator", "segmenter", "classifier", "metric"
     summary : one line
     extra : the pip extra that brings its libraries, or an empty string
+    requires : modules of these libraries, looked for without importing them
     licence : SPDX name of the method's code and libraries
     commercial : whether commercial use is allowed
     stain : the stain it wants, where it is one only
@@ -76,6 +78,7 @@ class PluginFacts(_Facts):
     kinds: Annotated[tuple[Kind, ...], Field(min_length=1)]
     summary: Filled
     extra: str = ""
+    requires: tuple[str, ...] = ()
     licence: Filled
     commercial: bool
     stain: Stain | None = None
@@ -114,9 +117,22 @@ class Model(_Facts):
         return weights
 
 
+class Default(_Facts):
+    """A segmenter that `run` takes where the user names none, and the translator that goes best with it.
+
+    Parameters
+    ----------
+    segmenter, translator : names of plugins or models
+    """
+
+    segmenter: Filled
+    translator: Filled
+
+
 class _Document(_Facts):
     plugins: dict[str, PluginFacts] = Field(default_factory=dict)
     models: dict[str, Model] = Field(default_factory=dict)
+    defaults: tuple[Default, ...] = ()
 
     @model_validator(mode="after")
     def _named_as_users_ask(self) -> _Document:
@@ -149,12 +165,14 @@ class Registry:
     Parameters
     ----------
     plugins, models : by name
+    defaults : the best segmenter first; taken is the first whose libraries are installed
     origins : the file of each entry, by "plugins.NAME" or "models.NAME"
     problems : third-party files that could not be used
     """
 
     plugins: Mapping[str, PluginFacts] = field(default_factory=dict)
     models: Mapping[str, Model] = field(default_factory=dict)
+    defaults: tuple[Default, ...] = ()
     origins: Mapping[str, Path] = field(default_factory=dict)
     problems: tuple[RegistryProblem, ...] = ()
 
@@ -174,7 +192,7 @@ class Registry:
         except ValidationError as error:
             raise RegistryError(f"{path}: {describe(error, _Document)}") from None
         names = [f"plugins.{name}" for name in document.plugins] + [f"models.{name}" for name in document.models]
-        return cls(document.plugins, document.models, dict.fromkeys(names, path))
+        return cls(document.plugins, document.models, document.defaults, dict.fromkeys(names, path))
 
     def merge(self, *others: Registry) -> Registry:
         """Return all entries together.
@@ -194,6 +212,7 @@ class Registry:
             merged = Registry(
                 {**merged.plugins, **other.plugins},
                 {**merged.models, **other.models},
+                merged.defaults + other.defaults,
                 {**merged.origins, **other.origins},
                 merged.problems + other.problems,
             )
@@ -216,6 +235,18 @@ class Registry:
             f"No model is named {name!r}.{nearest(name, self.models)}\n"
             f"Known models: {', '.join(siblings) or 'none'}.\nSee: stainbridge models list{left_out}"
         )
+
+    def default_for(self, segmenter: str | None) -> Default | None:
+        """Return the first usable default; with `segmenter`, the first of the same plugin, None if there is none."""
+        if segmenter is not None:
+            family = segmenter.split("/")[0]
+            return next((one for one in self.defaults if one.segmenter.split("/")[0] == family), None)
+        return next((one for one in self.defaults if self.installed(one.segmenter.split("/")[0])), None)
+
+    def installed(self, plugin: str) -> bool:
+        """Tell whether the libraries that a plugin requires can be found, without importing them."""
+        facts = self.plugins.get(plugin)
+        return facts is not None and all(importlib.util.find_spec(module) for module in facts.requires)
 
     def resolve(self, name: str) -> tuple[str, Model | None]:
         """Return the plugin's name and the model, for the name of a plugin (no model) or of a model."""

@@ -19,7 +19,7 @@ def load(tmp_path, text):
 
 def test_a_run_without_a_file_has_defaults():
     config = RunConfig()
-    assert (config.translator.name, config.segmenter.name, config.classifier.name) == ("identity", "baseline", "hsi")
+    assert (config.translator, config.segmenter, config.classifier.name) == (None, None, "hsi")
     assert (config.seed, config.bootstraps, config.grade_cuts, config.device) == (0, 1000, (0.2, 0.4, 0.6), "cpu")
 
 
@@ -83,6 +83,7 @@ class TestOverrides:
     def test_values_are_read_as_toml_else_as_strings(self):
         config = RunConfig().with_overrides(
             [
+                "segmenter=baseline",
                 "segmenter.min_area_um2=20",
                 "seed=3",
                 "offline=true",
@@ -94,11 +95,17 @@ class TestOverrides:
         assert (config.seed, config.offline, config.grade_cuts) == (3, True, (0.1, 0.2, 0.3))
 
     def test_a_bare_name_drops_the_settings_of_the_former_plugin(self):
-        config = RunConfig().with_overrides(["segmenter.min_area_um2=20", "segmenter=stardist/he", "segmenter.nms=0.3"])
+        config = RunConfig(segmenter="baseline").with_overrides(
+            ["segmenter.min_area_um2=20", "segmenter=stardist/he", "segmenter.nms=0.3"]
+        )
         assert config.segmenter == Choice("stardist/he", {"nms": 0.3})
 
+    def test_a_setting_of_no_plugin_says_to_name_it(self):
+        with pytest.raises(ConfigError, match="no segmenter is named yet; name it too, such as segmenter=NAME"):
+            RunConfig().with_overrides(["segmenter.min_area_um2=20"])
+
     def test_deep_keys_make_tables(self):
-        assert RunConfig().with_overrides(["segmenter.a.b=1"]).segmenter.config == {"a": {"b": 1}}
+        assert RunConfig(segmenter="baseline").with_overrides(["segmenter.a.b=1"]).segmenter.config == {"a": {"b": 1}}
 
     @pytest.mark.parametrize(
         ("setting", "message"),

@@ -9,9 +9,11 @@ import pytest
 from pydantic import Field
 
 from stainbridge import PluginConfig, Segmenter, Wants, discovery, hookimpl
-from stainbridge.config import Choice
+from stainbridge.config import Choice, RunConfig
+from stainbridge.discovery import resolved
 from stainbridge.errors import ConfigError, ContractViolation, MissingExtra, PluginUnavailable, UnknownPlugin
 from stainbridge.loading import HOOKS, Catalog
+from stainbridge.registry import Registry
 from stainbridge.resources import locate
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -227,3 +229,50 @@ def test_an_error_of_ours_passes_unchanged(failing):
 
 def test_every_kind_has_its_hook():
     assert set(HOOKS) == {"translator", "segmenter", "classifier", "metric"}
+
+
+class TestDefaults:
+    """What is taken where nothing is named."""
+
+    @pytest.fixture
+    def registry(self, tmp_path):
+        """Add a segmenter whose library is, or is not, installed before the baseline."""
+
+        def write(module):
+            path = tmp_path / "registry.toml"
+            path.write_text(
+                f'''
+                [plugins.learned]
+                kinds = ["segmenter"]
+                summary = "x"
+                requires = ["{module}"]
+                licence = "MIT"
+                commercial = true
+                [[defaults]]
+                segmenter = "learned"
+                translator = "deconvolution"
+                '''
+            )
+            return Registry.read(path).merge(Registry.read(locate("registry.toml")))
+
+        return write
+
+    def test_the_first_whose_library_is_there_is_taken(self, registry):
+        assert registry("json").default_for(None).segmenter == "learned"
+        assert registry("no_such_library").default_for(None).segmenter == "baseline"
+
+    def test_a_named_segmenter_brings_its_translator(self, registry):
+        assert registry("no_such_library").default_for("learned/any").translator == "deconvolution"
+        assert registry("json").default_for("stranger") is None
+
+    def test_a_run_is_completed_and_settings_reach_the_plugin_that_was_found(self):
+        config = resolved(RunConfig(segmenter="baseline"), ["segmenter.least_area_um2=9", "seed=4"])
+        assert config.segmenter == Choice("baseline", {"least_area_um2": 9})
+        assert (config.translator, config.seed) == (Choice("identity"), 4)
+
+    def test_a_segmenter_without_a_default_sees_the_ihc(self):
+        assert resolved(RunConfig(segmenter="stranger")).translator == Choice("identity")
+
+    def test_what_is_named_stays(self):
+        config = RunConfig(segmenter="baseline", translator="deconvolution")
+        assert resolved(config) == config

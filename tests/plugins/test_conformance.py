@@ -1,4 +1,4 @@
-"""Every built-in plugin, and every built-in model that needs no weights, keeps the contract: one case per check."""
+"""Every built-in plugin and model, with its real weights, keeps the contract: one case per check."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from stainbridge.errors import MissingExtra
+from stainbridge.errors import MissingExtra, WeightsUnavailable
 from stainbridge.loading import Found, Problem, load_plugin
-from stainbridge.registry import Registry
+from stainbridge.registry import Model, Registry
 from stainbridge.resources import Announced, locate
 from stainbridge.testing import checks_for
 from stainbridge.testing.conformance import run_check
 from stainbridge.testing.subject import Subject
+from stainbridge.weights import fetch
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -31,22 +32,25 @@ def loaded() -> list[Found | Problem]:
 def cases() -> Iterator[object]:
     registry = Registry.read(locate("registry.toml"))
     for found in (one for one in LOADED if isinstance(one, Found)):
-        configs = {found.name: {}}
-        configs |= {
-            name: model.config
-            for name, model in registry.models.items()
-            if model.plugin == found.name and model.config and not model.weights
-        }
-        needs = registry.plugins[found.name].extra
-        for name, config in configs.items():
-            make = cache(partial(constructed, found.cls, config))
+        models = {name: model for name, model in registry.models.items() if model.plugin == found.name}
+        weighted = any(model.weights for model in models.values())
+        names = [] if weighted else [found.name]
+        names += [name for name, model in models.items() if model.weights or model.config]
+        heavy = bool(registry.plugins[found.name].extra)
+        for name in names:
+            make = cache(partial(constructed, found, name, models.get(name)))
             for check in checks_for(found.kind):
                 case = f"{found.kind}-{name}-{check.name}"
-                yield pytest.param(check, make, id=case, marks=[pytest.mark.heavy] if needs else [])
+                yield pytest.param(check, make, id=case, marks=[pytest.mark.heavy] if heavy else [])
 
 
-def constructed(cls, config) -> Subject:
-    return Subject.of(cls(cls.Config.model_validate(config)) if config else cls())
+def constructed(found: Found, name: str, model: Model | None) -> Subject:
+    """Make the plugin as the registry says, its weights from the cache or the package index."""
+    if found.kind == "metric":
+        return Subject.of(found.cls())
+    config = found.cls.Config.model_validate(dict(model.config) if model else {})
+    weights = {one.file: fetch(one, model=name) for one in model.weights} if model else {}
+    return Subject.of(found.cls(config, weights=weights))
 
 
 LOADED = loaded()
@@ -61,7 +65,7 @@ def test_every_built_in_loads():
 def test_a_built_in_keeps_the_contract(check, make):
     try:
         subject = make()
-    except MissingExtra as error:
+    except (MissingExtra, WeightsUnavailable) as error:
         pytest.skip(str(error))
     report = run_check(check, subject)
     assert report.ok, report.message

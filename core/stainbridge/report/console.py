@@ -100,7 +100,9 @@ def print_entries(entries: Sequence[Entry], out: Path, *, as_json: bool = False)
 def print_scores(result: Result, folder: Path) -> None:
     """Print the scores of one picture with their 95 % intervals, and where its files lie."""
     rows = [(name, value, interval) for name, value, interval in _score_rows(result.scores)]
-    table(f"Scores of {result.source.name} at {result.source.mpp} um/px", ("score", "value", "95 % interval"), rows)
+    table(
+        f"{result.source.name}, {result.source.mpp} um/px: {_chain(result)}", ("score", "value", "95 % interval"), rows
+    )
     files = sorted(path.name for path in folder.iterdir())
     table(f"Files in {folder}", ("file", "kB"), [(f, (folder / f).stat().st_size // 1000) for f in files], right=["kB"])
 
@@ -185,6 +187,13 @@ def print_models(registry: Registry, *, as_json: bool = False) -> None:
 def print_line(text: str) -> None:
     """Print text on stdout as it is."""
     Console(soft_wrap=True).print(text, markup=False, highlight=False)
+
+
+def _chain(result: Result) -> str:
+    """Name what made a result: translator, segmenter, classifier."""
+    plugins = result.provenance["plugins"]
+    made = (plugins[kind] for kind in ("translator", "segmenter", "classifier"))
+    return " -> ".join(one["model"] or one["name"] for one in made if one)
 
 
 def _problem(one: Problem) -> dict[str, Any]:

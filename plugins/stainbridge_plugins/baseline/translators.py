@@ -42,8 +42,8 @@ class Deconvolution(Translator):
 
     Of a nuclear marker (Ki-67, ER, p53) both dyes are nuclei: each is divided by its own high percentile before they are joined, so
     that a pale blue nucleus beside a dark brown one stays. Of a marker of cytoplasm or membrane (cytokeratin, CD3, HER2) only
-    haematoxylin is, and DAB becomes eosin. Works pixel by pixel on the picture's own grid. Without `calibrate`
-    the glass and the scales are the configured ones.
+    haematoxylin is, and DAB becomes eosin. Works pixel by pixel on the picture's own grid. Without `calibrate` the glass and the
+    scales are the configured ones.
     """
 
     name = "deconvolution"
@@ -64,9 +64,9 @@ class Deconvolution(Translator):
         dab_percentile: float = Field(75.0, ge=50, le=100, description="of brown pixels: a full nucleus")
         least_od: float = Field(0.25, gt=0, le=3, description="smallest calibrated scale: a faint dye is not blown up")
         background: float = Field(
-            0.1, ge=0, lt=1, description="share of a full nucleus that counts as unspecific stain"
+            0.0, ge=0, lt=1, description="share of a full nucleus that counts as unspecific stain"
         )
-        nucleus_od: float = Field(1.0, gt=0, le=3, description="virtual haematoxylin of a full nucleus")
+        nucleus_od: float = Field(0.6, gt=0, le=3, description="virtual haematoxylin of a full nucleus")
         eosin_od: float = Field(0.25, ge=0, le=3, description="virtual eosin of dense tissue")
 
     @property

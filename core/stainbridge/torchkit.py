@@ -1,0 +1,148 @@
+"""Device, precision and batch size for the plugins that run on torch; torch itself is imported on first use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import ConfigError, DeviceUnavailable, MissingExtra, nearest
+
+if TYPE_CHECKING:
+    import torch
+
+Precision: TypeAlias = Literal["fp32", "bf16", "fp16"]
+"""Arithmetic of a network: single, or mixed with bfloat16 or half."""
+
+TORCH_AT_LEAST = (2, 10)
+"""Older versions of torch run code from some weight files in spite of weights_only."""
+
+
+def import_torch(who: str) -> Any:
+    """Return the torch module for `who`, a plugin's name in messages.
+
+    Raises
+    ------
+    MissingExtra
+        If it is not installed, or older than `TORCH_AT_LEAST`.
+    """
+    try:
+        import torch
+    except ImportError:
+        raise MissingExtra.of(who, "torch", "torch") from None
+    if tuple(int(number) for number in torch.__version__.split(".")[:2]) < TORCH_AT_LEAST:
+        oldest = ".".join(map(str, TORCH_AT_LEAST))
+        raise MissingExtra(
+            f"{who} needs torch {oldest} or newer; found {torch.__version__}.\nRun: pip install 'torch>={oldest},<2.14'"
+        )
+    return torch
+
+
+def resolve_device(name: str) -> torch.device:
+    """Return the device called "cpu", "cuda" or "cuda:N".
+
+    Raises
+    ------
+    ConfigError
+        If it is called something else.
+    DeviceUnavailable
+        If this machine, or this build of torch, does not have it; says which devices there are.
+    MissingExtra
+        As `import_torch`.
+    """
+    torch = import_torch(f"device {name!r}")
+    kind, colon, number = name.partition(":")
+    known = kind == "cuda" and (number.isdecimal() or not colon)
+    if name != "cpu" and not known:
+        raise ConfigError(
+            f"A device is 'cpu', 'cuda' or 'cuda:N'; found {name!r}.{nearest(name, ('cpu', 'cuda', 'cuda:0'))}"
+        )
+    if kind == "cuda":
+        _check_cuda(torch, name, int(number or 0))
+    return torch.device(name)
+
+
+def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
+    """Return the context in which a network runs at `precision`; "fp32" changes nothing.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such precision.
+    DeviceUnavailable
+        If less than fp32 is asked of a CPU: where the processor has no such arithmetic, torch is a hundred times slower.
+    """
+    if precision not in get_args(Precision):
+        raise ConfigError(f"A precision is one of {', '.join(get_args(Precision))}; found {precision!r}.")
+    if precision == "fp32":
+        return nullcontext()
+    if device.type != "cuda":
+        raise DeviceUnavailable(
+            f"Precision {precision!r} is for CUDA devices; the device is {device.type!r}.\n"
+            "Set precision = 'fp32', or pass --device cuda on a machine that has one."
+        )
+    torch = import_torch(f"precision {precision!r}")
+    context: AbstractContextManager[Any] = torch.autocast(
+        "cuda", {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    )
+    return context
+
+
+def in_batches(run: Callable[[NDArray[Any]], NDArray[Any]], batch: NDArray[Any], size: int) -> NDArray[Any]:
+    """Return `run` of the whole batch, computed `size` pictures at a time, and half as many whenever memory runs out.
+
+    Parameters
+    ----------
+    run : maps (n, ...) to an array of length n, each element by itself
+    batch : (N, ...) with N of at least 1
+    size : pictures at once, at least 1; log2(size) halvings at most
+
+    Raises
+    ------
+    DeviceUnavailable
+        If a single picture does not fit into the memory of the device.
+    """
+    torch = import_torch("A batch")
+    done: list[NDArray[Any]] = []
+    start, size = 0, max(1, min(size, len(batch)))
+    while start < len(batch):
+        # Handled outside `except`, where the traceback would keep the tensors of the failed attempt alive.
+        found = _attempt(torch.OutOfMemoryError, run, batch[start : start + size])
+        if found is not None:
+            done.append(found)
+            start += size
+            continue
+        if size == 1:
+            height, width = batch.shape[1:3]
+            raise DeviceUnavailable(
+                f"One tile of {height} x {width} px does not fit into the memory of the device.\n"
+                "Take smaller tiles (--set tile_px=512), close what else uses the device, or pass --device cpu."
+            )
+        size //= 2
+        torch.cuda.empty_cache()
+    return np.concatenate(done)
+
+
+def _attempt(
+    out_of_memory: type[Exception], run: Callable[[NDArray[Any]], NDArray[Any]], part: NDArray[Any]
+) -> NDArray[Any] | None:
+    try:
+        return run(part)
+    except out_of_memory:
+        return None
+
+
+def _check_cuda(torch: Any, name: str, number: int) -> None:
+    if not torch.cuda.is_available():
+        why = "this torch is built without CUDA" if torch.version.cuda is None else "torch finds no CUDA device"
+        raise DeviceUnavailable(
+            f"Device {name!r} was asked for, but {why} (torch {torch.__version__}).\n"
+            "Pass --device cpu, or install a driver and a CUDA build of torch (pytorch.org, 'Get started')."
+        )
+    count = torch.cuda.device_count()
+    if number >= count:
+        there = ", ".join(f"cuda:{index}" for index in range(count))
+        raise DeviceUnavailable(f"Device {name!r} was asked for; this machine has {there}.\nPass one of them, or cpu.")
