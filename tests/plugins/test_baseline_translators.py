@@ -47,7 +47,7 @@ def test_one_common_scale_would_lose_the_pale_nucleus():
     ihc = pale_beside_dark()
     common = Deconvolution(Deconvolution.Config(haematoxylin_od=1.8, dab_od=1.8, glass=(245, 245, 245)))
     density = red_density(common.translate(ihc))
-    assert density[PALE].mean() < 0.35 * density[DARK].mean()
+    assert density[PALE].mean() < 0.45 * density[DARK].mean()
 
 
 def test_nuclei_turn_blue_purple_and_glass_stays_white():

@@ -35,13 +35,13 @@ def cases() -> Iterator[object]:
         models = {name: model for name, model in registry.models.items() if model.plugin == found.name}
         weighted = any(model.weights for model in models.values())
         names = [] if weighted else [found.name]
-        names += [name for name, model in models.items() if model.weights or model.config]
+        names += [name for name, model in models.items() if model.weights or (model.config and not weighted)]
         heavy = bool(registry.plugins[found.name].extra)
         for name in names:
             make = cache(partial(constructed, found, name, models.get(name)))
             for check in checks_for(found.kind):
                 case = f"{found.kind}-{name}-{check.name}"
-                yield pytest.param(check, make, id=case, marks=[pytest.mark.heavy] if heavy else [])
+                yield pytest.param(name, check, make, id=case, marks=[pytest.mark.heavy] if heavy else [])
 
 
 def constructed(found: Found, name: str, model: Model | None) -> Subject:
@@ -54,6 +54,14 @@ def constructed(found: Found, name: str, model: Model | None) -> Subject:
 
 
 LOADED = loaded()
+WEAK = {
+    ("cellpose/cp-tu", "finds_the_synthetic_nuclei"): "the network cuts synthetic nuclei into pieces",
+    (
+        "cellpose/cp-tu",
+        "does_not_depend_on_the_window",
+    ): "unsure of them, it decides otherwise where its tiles lie otherwise",
+}
+"""What a model's weights, and not its plugin, are known to fail; a plugin's own failures are declared in its class."""
 
 
 def test_every_built_in_loads():
@@ -61,13 +69,16 @@ def test_every_built_in_loads():
     assert {one.kind for one in LOADED} == {"translator", "segmenter", "classifier", "metric"}
 
 
-@pytest.mark.parametrize(("check", "make"), list(cases()))
-def test_a_built_in_keeps_the_contract(check, make):
+@pytest.mark.parametrize(("name", "check", "make"), list(cases()))
+def test_a_built_in_keeps_the_contract(name, check, make):
     try:
         subject = make()
     except (MissingExtra, WeightsUnavailable) as error:
         pytest.skip(str(error))
     report = run_check(check, subject)
+    if (name, check.name) in WEAK:
+        assert not report.ok, "it passes now: take it out of WEAK"
+        pytest.xfail(WEAK[name, check.name])
     assert report.ok, report.message
     if report.outcome == "expected failure":
         pytest.xfail(report.message)
