@@ -109,6 +109,9 @@ def build(
     found = listed.find(kind, name)
     facts = registry.plugins.get(name)
     config = _config(found, _layered(model.config if model else {}, choice.config), f"{kind} {choice.name!r}")
+    # Before weights are fetched for nothing.
+    if absent := registry.missing(name):
+        raise _missing_library(found, facts, absent[0])
     arguments = {"weights": _weights(choice.name, model, offline), "device": device}
     cls: Callable[..., Any] = found.cls
     construct = cls if kind == "metric" else partial(cls, config, **arguments)
@@ -191,9 +194,13 @@ def _config(found: Found, settings: Mapping[str, Any], where: str) -> PluginConf
 def _weights(name: str, model: Model | None, offline: bool) -> dict[str, Path]:
     if model is None or not model.weights:
         return {}
-    from .weights import fetch
+    from rich.console import Console
 
-    return {one.file: fetch(one, offline=offline, model=name, licence=model.licence) for one in model.weights}
+    from .weights import Store
+
+    shown = Console(stderr=True)
+    store = Store(offline=offline, console=shown if shown.is_terminal else None)
+    return {one.file: store.fetch(one, model=name, licence=model.licence) for one in model.weights}
 
 
 def _constructed(found: Found, facts: PluginFacts | None, construct: Callable[[], Any]) -> Any:
@@ -216,6 +223,10 @@ def _missing(found: Found, facts: PluginFacts | None, error: ImportError) -> Sta
         return PluginUnavailable(f"The {found.kind} {found.name!r} is broken: {error}\nSee: stainbridge plugins doctor")
     if not isinstance(error, ModuleNotFoundError):
         return MissingExtra(f"{found.kind} {found.name!r}: {library} is installed but cannot be imported: {error}")
+    return _missing_library(found, facts, library)
+
+
+def _missing_library(found: Found, facts: PluginFacts | None, library: str) -> MissingExtra:
     extra = facts.extra if facts else ""
     wanted = f"{found.distribution}[{extra}]" if extra else library
     return MissingExtra(

@@ -244,9 +244,13 @@ class Registry:
         return next((one for one in self.defaults if self.installed(one.segmenter.split("/")[0])), None)
 
     def installed(self, plugin: str) -> bool:
-        """Tell whether the libraries that a plugin requires can be found, without importing them."""
+        """Tell whether a plugin is known and the libraries that it requires are there."""
+        return plugin in self.plugins and not self.missing(plugin)
+
+    def missing(self, plugin: str) -> list[str]:
+        """Return the modules that a plugin requires and that cannot be found; nothing is imported."""
         facts = self.plugins.get(plugin)
-        return facts is not None and all(importlib.util.find_spec(module) for module in facts.requires)
+        return [] if facts is None else [one for one in facts.requires if importlib.util.find_spec(one) is None]
 
     def resolve(self, name: str) -> tuple[str, Model | None]:
         """Return the plugin's name and the model, for the name of a plugin (no model) or of a model."""

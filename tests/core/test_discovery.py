@@ -276,3 +276,15 @@ class TestDefaults:
     def test_what_is_named_stays(self):
         config = RunConfig(segmenter="baseline", translator="deconvolution")
         assert resolved(config) == config
+
+
+def test_a_missing_library_is_said_before_weights_are_fetched(monkeypatch):
+    from stainbridge import registry, weights
+
+    def untouched(*_, **__):
+        pytest.fail("weights were fetched for a plugin that cannot run")
+
+    monkeypatch.setattr(registry.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(weights.Store, "fetch", untouched)
+    with pytest.raises(MissingExtra, match=r"needs torch, which is not installed.\nRun: pip install 'stainbridge\[torch\]'"):
+        discovery.build("segmenter", "instanseg/brightfield")
