@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
@@ -18,7 +19,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 plugins_app = typer.Typer(help="What is installed, and why something is not.", invoke_without_command=True)
-models_app = typer.Typer(help="Pinned configurations with their weights.", no_args_is_help=True)
+models_app = typer.Typer(help="Pinned configurations with their weights.", invoke_without_command=True)
 app.add_typer(plugins_app, name="plugins")
 app.add_typer(models_app, name="models")
 
@@ -61,7 +62,7 @@ def run(
     classifier: Annotated[str | None, typer.Option(help="Plugin or model [default: hsi].")] = None,
     config: Annotated[Path | None, typer.Option(help="A run as TOML; options given here win.")] = None,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", help="KEY=VALUE, such as segmenter.min_area_um2=20; may be repeated.")
+        list[str] | None, typer.Option("--set", help="KEY=VALUE, such as classifier.threshold=0.4; may be repeated.")
     ] = None,
     registry: Registries = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N [default: cpu].")] = None,
@@ -114,10 +115,14 @@ def rescore(
     as_json: AsJson = False,
 ) -> None:
     """Change a threshold without segmenting again."""
+    from .batch import refresh_ledger
     from .report.console import print_rescored
     from .rescoring import rescore_folder
 
-    print_rescored(rescore_folder(out, by=by, threshold=threshold, grade_cuts=grade_cuts), as_json=as_json)
+    rescored = rescore_folder(out, by=by, threshold=threshold, grade_cuts=grade_cuts)
+    folders = [one.folder.absolute() for one in rescored]
+    refresh_ledger(folders[0].parent, folders)
+    print_rescored(rescored, as_json=as_json)
 
 
 @app.command("new-plugin")
@@ -169,6 +174,12 @@ def check(
     raise typer.Exit(0 if all(report.ok for report in reports) else 1)
 
 
+@models_app.callback()
+def _models(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        list_models()
+
+
 @models_app.command("list")
 def list_models(registry: Registries = None, as_json: AsJson = False) -> None:
     """List the models of every registry: plugin, licence, training data, weights."""
@@ -194,6 +205,8 @@ def fetch(
 
     store = Store(offline=offline, mirror=mirror, console=Console(stderr=True))
     model = _model(name, registry)
+    if not model.weights:
+        typer.echo(f"{name} has no weights to fetch: {model.summary}", err=True)
     for weight in model.weights:
         typer.echo(store.fetch(weight, licence=model.licence, model=name))
 
@@ -230,22 +243,32 @@ def _existing(overwrite: bool, resume: bool) -> str:
 
 
 def _run_pictures(inputs: list[str], out: Path, config: Any, existing: str, as_json: bool) -> None:
-    from .batch import run_batch
+    from .batch import printable, run_batch
     from .io import find_pictures
     from .report.console import batch_progress, print_entries
 
-    pictures = find_pictures(inputs)
-    with batch_progress(len(pictures)) as shown:
-        entries = []
-        for entry in run_batch(pictures, out, config, existing=existing, on_start=shown.start):
-            shown.finish(entry)
-            entries.append(entry)
-    print_entries(entries, out, as_json=as_json)
+    pictures, entries = find_pictures(inputs), []
+    try:
+        with batch_progress(len(pictures)) as shown:
+            for entry in run_batch(pictures, out, config, existing=existing, on_start=shown.start):
+                shown.finish(entry)
+                entries.append(entry)
+    except KeyboardInterrupt:
+        finished = sum(entry.status != "failed" for entry in entries)
+        typer.echo(
+            f"Interrupted: {finished} of {len(pictures)} pictures are finished, in {printable(out)}. "
+            "Run it again with --resume to keep them and do the others.",
+            err=True,
+        )
+        raise typer.Exit(130) from None
+    print_entries(entries, Path(printable(out)), as_json=as_json)
     raise typer.Exit(1 if any(entry.status == "failed" for entry in entries) else 0)
 
 
 def main() -> None:
     """Run the command line; an error that we understand is one message on stderr and exit code 2."""
+    # Looking for plugins of its own, pydantic reads the metadata of every distribution, and one broken file would end each command.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     try:
         app()
     except StainbridgeError as error:

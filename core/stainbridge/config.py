@@ -19,6 +19,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from .errors import ConfigError, StainbridgeError, nearest
 
+PLAUSIBLE_MPP = (0.05, 20.0)
+"""Micrometres per pixel that a picture of tissue can have."""
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -66,7 +69,7 @@ class RunConfig(BaseModel):
     ----------
     translator, segmenter, classifier : the plugins or models; None takes the registry's default, see `discovery.resolved`
     mpp : micrometres per pixel of pictures that do not say; None takes the picture's own
-    tile_px, halo_px : tile core and context in pixels of the stage; None takes what the plugin wants
+    tile_px, halo_px : tile core and least context in pixels of the stage; a plugin that wants more gets more
     seed, bootstraps : of the confidence intervals
     grade_cuts : mean DAB optical density from which a nucleus is 1+, 2+ and 3+
     threshold : P(positive) from which a nucleus is positive; None takes the classifier's own
@@ -80,7 +83,7 @@ class RunConfig(BaseModel):
     translator: _Choice | None = None
     segmenter: _Choice | None = None
     classifier: _Choice = Choice("hsi")
-    mpp: float | None = Field(None, gt=0, allow_inf_nan=False)
+    mpp: float | None = Field(None, allow_inf_nan=False)
     tile_px: int | None = Field(None, gt=0)
     halo_px: int | None = Field(None, ge=0)
     seed: int = Field(0, ge=0)
@@ -96,6 +99,14 @@ class RunConfig(BaseModel):
             super().__init__(**values)
         except ValidationError as error:
             raise explain(error, RunConfig) from None
+
+    @field_validator("mpp")
+    @classmethod
+    def _plausible(cls, mpp: float | None) -> float | None:
+        low, high = PLAUSIBLE_MPP
+        if mpp is not None and not low <= mpp <= high:
+            raise ValueError(f"must be micrometres per pixel between {low} and {high}; a 40x scan has about 0.25")
+        return mpp
 
     @field_validator("grade_cuts")
     @classmethod
@@ -133,7 +144,7 @@ class RunConfig(BaseModel):
         return type(self)(**{**self.to_dict(), **values})
 
     def with_overrides(self, settings: Iterable[str]) -> Self:
-        """Return a copy changed by texts such as "segmenter.min_area_um2=20".
+        """Return a copy changed by texts such as "classifier.threshold=0.4".
 
         The value is read as TOML, else taken as a string. ``segmenter=stardist/he`` drops the former one's settings.
 
@@ -146,7 +157,7 @@ class RunConfig(BaseModel):
         for setting in settings:
             key, equals, text = setting.partition("=")
             if not equals or not key.strip():
-                raise ConfigError(f"--set {setting}: expected KEY=VALUE, such as segmenter.min_area_um2=20.")
+                raise ConfigError(f"--set {setting}: expected KEY=VALUE, such as classifier.threshold=0.4.")
             _put(values, key.strip(), _toml_value(text.strip()), setting)
         return type(self)(**values)
 

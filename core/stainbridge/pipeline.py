@@ -21,12 +21,13 @@ from .errors import ContractViolation, ScaleUnknown
 from .interfaces import Kind, Plugin, PositivityClassifier, Segmenter, Translator
 from .io import open_picture
 from .records import RGB, Image, Result, Source
-from .scale import rescale
+from .scale import Restated, rescale
 from .scoring import score
-from .stages import NUCLEUS_REACH_UM, Translated, batches, calibrated, layout, read_all, segment
+from .stages import NUCLEUS_REACH_UM, Translated, batches, calibrated, check_wants, layout, read_all, segment
 from .stitching import Stitcher
 from .table import tabulate
 from .tiling import Canvas, tiles
+from .torchkit import resolve_device
 
 Progress: TypeAlias = Callable[[str, int, int], None]
 """Told (stage, steps done, steps in all)."""
@@ -55,21 +56,28 @@ class Stages:
         ------
         UnknownPlugin, PluginUnavailable, MissingExtra, ConfigError, WeightsUnavailable, WeightsCorrupt
         """
-        given, config = instances or {}, resolved(config)
+        given, named, config = instances or {}, config.translator is not None, resolved(config)
+        if config.device != "cpu":
+            resolve_device(config.device)
 
         def make(kind: Kind) -> Built:
-            return build(
+            built = build(
                 kind,
                 given.get(kind, getattr(config, kind)),
                 registries=config.registries,
                 device=config.device,
                 offline=config.offline,
             )
+            check_wants(kind, built.plugin)
+            return built
 
         segmenter = make("segmenter")
         wants_he = segmenter.plugin.wants.stain == "he"
-        translator = make("translator") if wants_he else None
-        return cls(config, translator, segmenter, make("classifier"))
+        # A translator that is named is built even where it is not needed: a misspelt name is an error all the same.
+        translator = make("translator") if wants_he or named else None
+        if wants_he:
+            return cls(config, translator, segmenter, make("classifier"))
+        return cls(config.replace(translator=None), None, segmenter, make("classifier"))
 
     def plugins(self) -> dict[str, Built | None]:
         """Return what was built by kind."""
@@ -124,8 +132,8 @@ def run_stages(source: Source, stages: Stages, *, progress: Progress | None = No
     he = None if stages.translator is None else _translated(source, stages.translator.plugin, config)
     segmenter = _fitted_segmenter(he or source, stages.segmenter.plugin)
     stitched, facts = _segmented(he or source, segmenter, config, tell)
-    classifier = stages.classifier.plugin
-    assert isinstance(classifier, PositivityClassifier)
+    assert isinstance(stages.classifier.plugin, PositivityClassifier)
+    classifier = calibrated(stages.classifier.plugin, rescale(source, stages.classifier.plugin.wants.mpp))
     tell("classify", 0, 1)
     threshold = classifier.threshold if config.threshold is None else config.threshold
     nuclei, labels = tabulate(source, stitched, classifier, grade_cuts=config.grade_cuts, threshold=threshold)
@@ -133,7 +141,7 @@ def run_stages(source: Source, stages: Stages, *, progress: Progress | None = No
     facts |= {"lost_in_resampling": len(stitched) - len(nuclei), "threshold": threshold}
     area_mm2 = source.shape[0] * source.shape[1] * mpp**2 / 1e6
     scores = score(nuclei, area_mm2=area_mm2, mpp=mpp, seed=config.seed, bootstraps=config.bootstraps)
-    fitted = {"translator": he.translator if he else None, "segmenter": segmenter}
+    fitted = {"translator": he.translator if he else None, "segmenter": segmenter, "classifier": classifier}
     record = provenance.describe(source, stages.plugins(), config, facts, fitted=fitted)
     return Result(source, labels, nuclei, he, scores, record)
 
@@ -147,7 +155,7 @@ def as_source(source: str | Path | RGB | Source, *, mpp: float | None = None) ->
     if isinstance(source, Image) and mpp is not None:
         return replace(source, mpp=mpp)
     if isinstance(source, Source):
-        return source
+        return source if mpp is None else Restated(source, mpp)
     raise ContractViolation(
         f"A source is a path, a uint8 array (height, width, 3) or an object with name, shape, mpp and read; "
         f"found {type(source).__name__}."

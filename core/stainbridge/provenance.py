@@ -10,6 +10,8 @@ import platform
 import subprocess
 import sys
 from collections.abc import Mapping
+from copy import deepcopy
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,7 +47,7 @@ def describe(
         "plugins": {kind: one and _facts(one, fitted.get(kind)) for kind, one in built.items()},
         "config": config.to_dict(),
         "segmentation": dict(segmentation),
-        "software": software(),
+        "software": deepcopy(software()),
         "device": config.device,
     }
 
@@ -63,12 +65,16 @@ def describe_input(source: Source) -> dict[str, Any]:
     facts: dict[str, Any] = {"name": source.name, "shape": list(source.shape), "mpp": source.mpp}
     if path is not None:
         with open(path, "rb") as file:
-            return facts | {"path": str(path), "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+            return facts | {
+                "path": str(Path(path).resolve()),
+                "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
+            }
     if isinstance(source, Image):
         return facts | {"sha256_of_pixels": hashlib.sha256(source.pixels.tobytes()).hexdigest()}
     return facts
 
 
+@cache
 def software() -> dict[str, Any]:
     """Return the versions of stainbridge, Python and the libraries that are installed, and the commit of a checkout."""
     versions = {}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.util
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
@@ -212,7 +212,7 @@ class Registry:
             merged = Registry(
                 {**merged.plugins, **other.plugins},
                 {**merged.models, **other.models},
-                merged.defaults + other.defaults,
+                other.defaults + merged.defaults,
                 {**merged.origins, **other.origins},
                 merged.problems + other.problems,
             )
@@ -286,7 +286,8 @@ def _with_third_parties(registry: Registry) -> Registry:
             if path is None or path.resolve() in read:
                 continue
             read.add(path.resolve())
-            registry = registry.merge(Registry.read(path))
+            # What is merely installed does not decide what `run` takes.
+            registry = registry.merge(replace(Registry.read(path), defaults=()))
         except Exception as error:  # a stranger's package may do anything when it is looked for
             message = str(error) if isinstance(error, RegistryError) else f"{type(error).__name__}: {error}"
             problems.append(RegistryProblem(entry.distribution, entry.name, message))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +38,39 @@ def rescale(source: Source, mpp: float | None) -> Source:
     if abs(source.mpp / mpp - 1) <= SAME_SCALE:
         return source
     return Rescaled(source, mpp)
+
+
+@dataclass(frozen=True)
+class Restated:
+    """A `Source` whose pixel size is known better than it says.
+
+    Parameters
+    ----------
+    source : the picture
+    mpp : micrometres per pixel, instead of its own
+    """
+
+    source: Source
+    mpp: float
+
+    @property
+    def name(self) -> str:
+        """Name of the picture."""
+        return self.source.name
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        return self.source.shape
+
+    @property
+    def path(self) -> Path | None:
+        """The file of the picture, where it has one."""
+        return getattr(self.source, "path", None)
+
+    def read(self, y: int, x: int, height: int, width: int) -> RGB:
+        """Return the window as uint8 (height, width, 3)."""
+        return self.source.read(y, x, height, width)
 
 
 @dataclass(frozen=True)

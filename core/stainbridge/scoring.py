@@ -8,7 +8,7 @@ the H-score, and a positive nucleus paler than the 1+ cut still counts as weak.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Required, TypedDict, Unpack
 
@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .errors import ConfigError, ContractViolation, nearest
 from .records import Nuclei
+from .resampling import resample
 
 GRADE_CUTS = (0.2, 0.4, 0.6)
 """Mean DAB optical density from which a nucleus is 1+, 2+ and 3+; QuPath's defaults."""
@@ -26,9 +27,6 @@ SENSITIVITY_P = tuple(step / 20 for step in range(1, 20))
 
 LEVEL = 0.95
 """Confidence of the intervals."""
-
-MIN_BLOCKS = 20
-"""Fewest blocks that are resampled; with fewer, nuclei are."""
 
 
 class Options(TypedDict, total=False):
@@ -53,7 +51,7 @@ def score(
     """Score a picture.
 
     Nuclei of one field resemble each other, so the intervals resample square blocks of `block_um`, drawn with
-    replacement from those that hold nuclei. With fewer than `MIN_BLOCKS` of them, nuclei are resampled as if
+    replacement from those that hold nuclei. With fewer than `resampling.MIN_BLOCKS` of them, nuclei are resampled as if
     independent, each weighing Poisson(1). Intervals are percentiles of the resamplings; that of a percentage of 0 or
     100 has no width.
 
@@ -81,13 +79,10 @@ def score(
     """
     _check_options(area_mm2, mpp, seed, bootstraps, block_um)
     classes = _intensity_class(nuclei)
-    blocks = _count_by_block(classes, np.floor(np.stack([nuclei.y, nuclei.x]) * (mpp / block_um)))
-    by_block = len(blocks) >= MIN_BLOCKS
-    counts = np.bincount(classes, minlength=4)
-    rng = np.random.default_rng(seed)
-    resampled = _resample_blocks(blocks, bootstraps, rng) if by_block else rng.poisson(counts, (bootstraps, 4))
-    values = _statistics(counts, area_mm2)
-    draws = _statistics(resampled, area_mm2)
+    position = np.stack([nuclei.y, nuclei.x]) * (mpp / block_um)
+    drawn = resample(classes, position, bootstraps, np.random.default_rng(seed))
+    values = _statistics(np.bincount(classes, minlength=4), area_mm2)
+    draws = _statistics(drawn.counts, area_mm2)
     intervals = {name: _interval(draws[name], whole=_is_whole(name)) if len(nuclei) else None for name in values}
     return {
         **_nested({name: _plain(value, whole=_is_whole(name)) for name, value in values.items()}),
@@ -95,8 +90,8 @@ def score(
         "sensitivity": {"by": "p_positive", **sensitivity(nuclei.p_positive, SENSITIVITY_P)},
         "intervals": _nested(intervals),
         "bootstrap": {
-            "resampled": "blocks" if by_block else "nuclei",
-            "units": len(blocks) if by_block else len(nuclei),
+            "resampled": drawn.unit,
+            "units": drawn.units,
             "block_um": float(block_um),
             "bootstraps": int(bootstraps),
             "level": LEVEL,
@@ -119,13 +114,14 @@ def rescore(
     ----------
     nuclei : as stored
     by : column that decides: ``p_positive`` or a feature such as ``dab_od_mean``
-    threshold : a nucleus is positive where `by` is at or above it; None keeps the calls
+    threshold : a nucleus is positive where `by` is at or above it; None keeps the calls, by `p_positive` only
     grade_cuts : mean DAB optical density from which a nucleus is 1+, 2+, 3+; None keeps the grades
     options : as in `score`
 
     Returns
     -------
-    nuclei, scores : the table with new `positive` and `grade`; the scores, with what was asked under ``rescored``
+    nuclei, scores : the table with new `positive` and `grade`; the scores, with what was asked under ``rescored``,
+        None for what was kept
 
     Raises
     ------
@@ -231,35 +227,6 @@ def _intensity_class(nuclei: Nuclei) -> NDArray[np.int64]:
     if ((grade < 0) | (grade > 3)).any():
         raise ContractViolation(f"Grades must be 0, 1, 2 or 3; found {np.unique(grade).tolist()}.")
     return np.where(nuclei.positive, np.maximum(grade, 1), 0)
-
-
-def _count_by_block(classes: NDArray[np.int64], position: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Count the classes in each block that holds a nucleus, int64 (blocks, 4)."""
-    y, x = position.astype(np.int64)
-    _, block = np.unique(y * (x.max(initial=0) + 1) + x, return_inverse=True)
-    n_blocks = int(block.max(initial=-1)) + 1
-    counts: NDArray[np.int64] = np.bincount(block * 4 + classes, minlength=n_blocks * 4).reshape(n_blocks, 4)
-    return counts
-
-
-def _resample_blocks(blocks: NDArray[np.int64], times: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Draw as many blocks as there are, with replacement, and sum their counts; int64 (times, 4)."""
-    sums = [_weights(len(blocks), n, rng) @ blocks.astype(np.float64) for n in _chunks(times, len(blocks))]
-    drawn: NDArray[np.int64] = np.concatenate([np.zeros((0, 4)), *sums]).astype(np.int64)
-    return drawn
-
-
-def _weights(n_blocks: int, times: int, rng: np.random.Generator) -> NDArray[np.float64]:
-    """Return how often each block is drawn, float64 (times, n_blocks)."""
-    drawn = rng.integers(0, n_blocks, (times, n_blocks)) + n_blocks * np.arange(times)[:, None]
-    return np.bincount(drawn.ravel(), minlength=times * n_blocks).reshape(times, n_blocks).astype(np.float64)
-
-
-def _chunks(times: int, width: int) -> Iterator[int]:
-    """Split `times` so that a chunk holds about a million draws."""
-    step = max(1, 1_000_000 // width)
-    for start in range(0, times, step):
-        yield min(step, times - start)
 
 
 def _statistics(counts: NDArray[np.int64], area_mm2: float) -> dict[str, NDArray[np.float64]]:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import ContractViolation
-from .interfaces import Batched, Calibrated, Plugin, PositivityClassifier, Segmenter, Translator, Wants
+from .interfaces import Batched, Calibrated, Kind, Plugin, PositivityClassifier, Segmenter, Translator, Wants
 from .records import RGB, LabelMap, Source, check_label_map
 from .tiling import Canvas, Tile, Window, tiles
 
@@ -81,6 +81,24 @@ def classify(classifier: PositivityClassifier, ihc: RGB, labels: LabelMap, count
     if outside.size:
         raise ContractViolation(f"{what}; found {outside.size} other values, such as {outside[0]}.")
     return p.astype(np.float64)
+
+
+def check_wants(kind: Kind, plugin: Plugin) -> None:
+    """Refuse what the pipeline does not give: a translator and a classifier are shown IHC, a classifier windows of any size.
+
+    Raises
+    ------
+    ContractViolation
+        If the plugin wants something else.
+    """
+    wants = plugin.wants
+    if kind != "segmenter" and wants.stain != "ihc":
+        raise ContractViolation(f"The {kind} {plugin.name!r} wants {wants.stain!r}; a {kind} is given 'ihc'.")
+    if kind == "classifier" and (wants.tile is not None or wants.multiple_of != 1):
+        raise ContractViolation(
+            f"The classifier {plugin.name!r} wants tile {wants.tile} and multiples of {wants.multiple_of}; "
+            "it is given windows as large as their nuclei, so it must take any size."
+        )
 
 
 def pad(batch: RGB, wants: Wants) -> RGB:

@@ -6,13 +6,12 @@ centroid to its edge, every nucleus is found whole by its owner, exactly once, a
 
 from __future__ import annotations
 
-import os
-import shutil
+import errno
 import tempfile
+import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -85,8 +84,14 @@ def _spans(length: int, core_px: int, halo_px: int, offset: int) -> list[tuple[i
 class Canvas:
     """A (H, W) or (H, W, C) array that windows are written to and read from; zero at first.
 
-    Small ones live in memory, large ones in a temporary file that goes with the object. The file is read and written by rows, not
-    mapped: a full disk is then an error and not a crash, and pages that were touched do not count as memory.
+    Small ones live in memory, large ones in a temporary file that has no name, so that it is gone with the object, or with the
+    process however that ends. The file is read and written by rows, not mapped: a full disk is then an error and not a crash, and
+    pages that were touched do not count as memory.
+
+    Raises
+    ------
+    WriteFailed
+        If the temporary file cannot be made.
     """
 
     def __init__(self, shape: tuple[int, ...], dtype: Any, mpp: float | None = None) -> None:
@@ -95,11 +100,14 @@ class Canvas:
         if shape[0] * shape[1] <= IN_MEMORY_PX:
             self._array = np.zeros(shape, dtype)
             return
-        folder = tempfile.mkdtemp(prefix="stainbridge-")
-        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
-        self._path = Path(folder) / "canvas.raw"
-        with open(self._path, "wb") as file:
-            file.truncate(int(np.prod(shape, dtype=np.int64)) * self.dtype.itemsize)
+        self._turn = threading.Lock()
+        try:
+            # POSIX unlinks it at once, Windows when the last handle is closed.
+            self._file: Any = tempfile.TemporaryFile(prefix="stainbridge-", buffering=0)  # noqa: SIM115
+            weakref.finalize(self, self._file.close)
+            self._file.truncate(int(np.prod(shape, dtype=np.int64)) * self.dtype.itemsize)
+        except OSError as error:
+            raise _no_room(error) from error
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -111,9 +119,10 @@ class Canvas:
         if self._array is not None:
             return self._array[y : y + height, x : x + width].copy()
         block = np.empty((height, width, *self._shape[2:]), self.dtype)
-        with open(self._path, "rb", buffering=0) as file:
+        with self._turn:
             for row, position in zip(block, self._positions(y, x, height), strict=True):
-                os.preadv(file.fileno(), [row.reshape(-1).view(np.uint8)], position)
+                self._file.seek(position)
+                _move_all(self._file.readinto, row)
         return block
 
     def write(self, y: int, x: int, block: NDArray[Any]) -> None:
@@ -129,14 +138,12 @@ class Canvas:
             return
         block = np.ascontiguousarray(block, self.dtype)
         try:
-            with open(self._path, "r+b", buffering=0) as file:
+            with self._turn:
                 for row, position in zip(block, self._positions(y, x, len(block)), strict=True):
-                    _write_all(file.fileno(), row.reshape(-1).view(np.uint8), position)
+                    self._file.seek(position)
+                    _move_all(self._file.write, row)
         except OSError as error:
-            raise WriteFailed(
-                f"The temporary folder {tempfile.gettempdir()} could not take a working copy: {error.strerror}.\n"
-                "Free some space, or point TMPDIR to a larger disk."
-            ) from error
+            raise _no_room(error) from error
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         return self.read(0, 0, *self.shape).astype(dtype or self.dtype, copy=False)
@@ -146,7 +153,18 @@ class Canvas:
         return (cell * (row * self._shape[1] + x) for row in range(y, y + height))
 
 
-def _write_all(descriptor: int, data: NDArray[np.uint8], position: int) -> None:
-    done = 0
-    while done < data.size:
-        done += os.pwrite(descriptor, data[done:], position + done)  # type: ignore[arg-type]
+def _move_all(move: Callable[[memoryview], int], row: NDArray[Any]) -> None:
+    """Call `move`, which may stop early, until every byte of `row` is read or written."""
+    rest = row.reshape(-1).view(np.uint8).data
+    while rest:
+        moved = move(rest)
+        if not moved:
+            raise OSError(errno.EIO, "the temporary file was cut short")
+        rest = rest[moved:]
+
+
+def _no_room(error: OSError) -> WriteFailed:
+    return WriteFailed(
+        f"The temporary folder {tempfile.gettempdir()} could not take a working copy: {error.strerror}.\n"
+        "Free some space, or point TMPDIR to a larger disk."
+    )

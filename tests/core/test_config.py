@@ -38,7 +38,7 @@ def test_a_configuration_cannot_be_changed():
     ("text", "message"),
     [
         ('segmentor = "x"', "unknown key 'segmentor'. Did you mean 'segmenter'? Known keys: translator, segmenter"),
-        ("mpp = -1", "mpp = -1: must be greater than 0."),
+        ("mpp = -1", "mpp = -1: must be micrometres per pixel between 0.05 and 20.0"),
         ("mpp = nan", "mpp = nan: must be"),
         ('seed = "three"', "seed = 'three': must be a valid integer"),
         ("threshold = 1.5", "threshold = 1.5: must be less than or equal to 1."),

@@ -253,7 +253,7 @@ class TestDefaults:
                 translator = "deconvolution"
                 '''
             )
-            return Registry.read(path).merge(Registry.read(locate("registry.toml")))
+            return Registry.read(locate("registry.toml")).merge(Registry.read(path))
 
         return write
 
@@ -286,5 +286,7 @@ def test_a_missing_library_is_said_before_weights_are_fetched(monkeypatch):
 
     monkeypatch.setattr(registry.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(weights.Store, "fetch", untouched)
-    with pytest.raises(MissingExtra, match=r"needs torch, which is not installed.\nRun: pip install 'stainbridge\[torch\]'"):
+    with pytest.raises(
+        MissingExtra, match=r"needs torch, which is not installed.\nRun: pip install 'stainbridge\[torch\]'"
+    ):
         discovery.build("segmenter", "instanseg/brightfield")

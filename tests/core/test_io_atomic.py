@@ -8,11 +8,13 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from stainbridge.errors import UnreadablePicture, WriteFailed
-from stainbridge.io import atomic_write
+from stainbridge.io import atomic, atomic_write
+from stainbridge.io.atomic import atomic_folder
 
 
 @contextmanager
@@ -119,3 +121,26 @@ def test_write_that_the_system_stops_midway_leaves_the_old_file(tmp_path: Path) 
     assert "A limit on the size of files stopped it" in done.stdout
     assert (tmp_path / "weights.bin").read_text() == "old"
     assert os.listdir(tmp_path) == ["weights.bin"]
+
+
+def test_windows_where_folders_cannot_be_opened_is_written_to_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    really_open, opened = os.open, []
+
+    def windows_open(path: Path, flags: int, *rest: Any, **more: Any) -> int:
+        if os.path.isdir(path):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        opened.append((Path(path).name, flags & os.O_RDWR))
+        return really_open(path, flags, *rest, **more)
+
+    monkeypatch.setattr(atomic, "_WINDOWS", True)
+    monkeypatch.setattr(atomic.os, "open", windows_open)
+    with atomic_write(tmp_path / "ledger.json") as temporary:
+        temporary.write_text("new")
+    with atomic_folder(tmp_path / "out", mark="summary.json") as new:
+        (new / "summary.json").write_text("{}")
+    assert sorted(os.listdir(tmp_path)) == ["ledger.json", "out"]
+    # Windows flushes only what was opened for writing.
+    assert len(opened) == 2
+    assert all(flag == os.O_RDWR for _, flag in opened)

@@ -149,12 +149,12 @@ def test_file_gives_the_label_map_back_across_windows(tmp_path: Path) -> None:
 def test_feature_has_the_keys_that_qupath_reads(tmp_path: Path) -> None:
     labels = np.array([[1, 1, 0], [0, 0, 2]], np.int32)
     nuclei = nuclei_of(labels, dab_od_mean=np.array([0.125, np.nan]), **{"100%": np.ones(2)})
-    write_geojson(tmp_path / "a.geojson", Labels(labels), nuclei)
+    write_geojson(tmp_path / "a.geojson", Labels(labels), nuclei, picture="1f3a")
     collection = json.loads((tmp_path / "a.geojson").read_text())
     assert collection["type"] == "FeatureCollection"
     first, second = collection["features"]
     assert first["type"] == "Feature"
-    namespace = uuid.uuid5(uuid.NAMESPACE_URL, "urn:stainbridge:nucleus")
+    namespace = uuid.uuid5(uuid.uuid5(uuid.NAMESPACE_URL, "urn:stainbridge:nucleus"), "1f3a")
     assert [first["id"], second["id"]] == [str(uuid.uuid5(namespace, label)) for label in "12"]
     assert first["geometry"] == {"type": "Polygon", "coordinates": [[[2, 0], [2, 1], [0, 1], [0, 0], [2, 0]]]}
     assert first["properties"] == {

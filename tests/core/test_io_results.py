@@ -5,6 +5,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -141,6 +142,29 @@ def test_overlay_shows_positive_red_and_negative_blue_around_untouched_pixels(re
 
 def test_same_result_gives_the_same_bytes(result: Result, tmp_path: Path) -> None:
     assert contents(save(result, tmp_path / "a")) == contents(save(result, tmp_path / "b"))
+
+
+def identities(folder: Path) -> list[str]:
+    with tifffile.TiffFile(folder / "labels.ome.tif") as file:
+        assert file.ome_metadata is not None
+        uuids = re.findall(r'UUID="(urn:uuid:[0-9a-f-]{36})"', file.ome_metadata)
+    assert len(set(uuids)) == 1
+    return [*set(uuids), *(one["id"] for one in json.loads((folder / "nuclei.geojson").read_text())["features"])]
+
+
+@pytest.mark.parametrize("key", ["sha256", "sha256_of_pixels", "name"])
+def test_ids_differ_between_pictures_and_stay_when_rescored(result: Result, tmp_path: Path, key: str) -> None:
+    found = []
+    for picture in ("a", "b"):
+        named = replace(result, source=Image(result.source.read(0, 0, 150, 230), 0.25, picture))
+        provenance = {} if key == "name" else {"input": {key: picture * 64, "name": "same"}}
+        folder = save(replace(named, provenance=provenance), tmp_path / picture)
+        found.append(identities(folder))
+        changed = Nuclei.from_columns(result.nuclei.columns() | {"positive": ~result.nuclei.positive})
+        rewrite_scores(folder, changed, {}, provenance)
+        assert identities(folder) == found[-1]
+    assert len(found[0]) == 13
+    assert not set(found[0]) & set(found[1])
 
 
 def test_picture_without_nuclei_is_saved_and_loaded(tmp_path: Path) -> None:
@@ -337,16 +361,30 @@ def test_rewriting_gives_what_a_new_run_would(result: Result, folder: Path, tmp_
     fresh = replace(result, nuclei=changed, scores=scores, provenance=provenance)
     expected = contents(save(fresh, tmp_path / "fresh"))
     done = rewrite_scores(folder, changed, scores, provenance, source=result.source)
-    assert done.removed == ()
+    assert done.outdated == ()
     assert contents(folder) == expected
 
 
-def test_rewriting_without_the_picture_removes_the_overlay_and_says_so(result: Result, folder: Path) -> None:
-    done = rewrite_scores(folder, result.nuclei, {}, {})
-    assert done == Rewritten(("nuclei.geojson", "nuclei.parquet", "nuclei.csv", "summary.json"), ("overlay.png",))
-    assert "overlay.png" not in os.listdir(folder)
-    assert "overlay.png" not in json.loads((folder / "summary.json").read_text())["files"]
-    assert rewrite_scores(folder, result.nuclei, {}, {}).removed == ()
+def test_rewriting_without_the_picture_keeps_the_old_overlay_under_a_name_that_says_so(
+    result: Result, folder: Path
+) -> None:
+    before, aside = contents(folder), "overlay_before_rescoring.png"
+    expected = Rewritten(("nuclei.geojson", "nuclei.parquet", "nuclei.csv", "summary.json"), (aside,))
+    for _ in range(2):
+        assert rewrite_scores(folder, result.nuclei, {}, {}) == expected
+        assert (folder / aside).read_bytes() == before["overlay.png"]
+        files = json.loads((folder / "summary.json").read_text())["files"]
+        assert files[aside] == hashlib.sha256(before["overlay.png"]).hexdigest()
+        assert sorted([*files, "summary.json"]) == sorted(os.listdir(folder))
+        assert "overlay.png" not in files
+
+
+def test_an_overlay_that_can_be_drawn_again_takes_the_place_of_the_old_one(result: Result, folder: Path) -> None:
+    before = contents(folder)
+    rewrite_scores(folder, result.nuclei, {}, {})
+    done = rewrite_scores(folder, result.nuclei, result.scores, result.provenance, source=result.source)
+    assert done.outdated == ()
+    assert contents(folder) == before
 
 
 @pytest.mark.parametrize("writer", ["rewrite_geojson", "write_parquet", "write_csv", "write_overlay", "_write_summary"])

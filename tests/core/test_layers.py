@@ -16,7 +16,7 @@ ISLANDS = ROOT / "plugins" / "stainbridge_plugins"
 LAYERS = (
     "errors records",
     "interfaces",
-    "color config hookspecs io measure registry resources scale stitching tiling torchkit",
+    "color config hookspecs io measure registry resampling resources scale stitching tiling torchkit",
     "weights",
     "discovery loading",
     "batch demonstration execution ledger pipeline provenance rescoring scoring stages table",

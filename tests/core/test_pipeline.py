@@ -7,7 +7,15 @@ from skimage.measure import regionprops_table
 
 import stainbridge
 from stainbridge import Image, PositivityClassifier, RunConfig, Segmenter, Translator, Wants, tiling
-from stainbridge.errors import ConfigError, ContractViolation, ScaleUnknown, UnknownPlugin, UnreadablePicture
+from stainbridge.errors import (
+    ConfigError,
+    ContractViolation,
+    DeviceUnavailable,
+    MissingExtra,
+    ScaleUnknown,
+    UnknownPlugin,
+    UnreadablePicture,
+)
 from stainbridge.testing.synthetic import synthetic_ihc
 
 
@@ -157,6 +165,7 @@ def test_a_segmenter_that_wants_ihc_skips_the_translation(sample, whole):
     result = run(sample, Threshold(stain="ihc"), "deconvolution")
     assert result.he is None
     assert result.provenance["plugins"]["translator"] is None
+    assert result.provenance["config"]["translator"] is None
     assert len(result.nuclei) == len(whole.nuclei)
 
 
@@ -260,14 +269,14 @@ def test_a_translator_that_breaks_its_contract_is_named(sample):
 
 def test_blank_glass_has_no_nuclei_and_scores_of_nothing():
     blank = Image(np.full((300, 200, 3), 245, np.uint8), mpp=0.25)
-    result = stainbridge.run(blank)
+    result = stainbridge.run(blank, "identity", "baseline")
     assert len(result.nuclei) == 0
     assert result.scores["counts"]["total"] == 0
     assert result.scores["percent_positive"] is None
 
 
 def test_a_single_pixel_is_a_picture():
-    assert len(stainbridge.run(Image(np.zeros((1, 1, 3), np.uint8), mpp=0.25)).nuclei) <= 1
+    assert len(stainbridge.run(Image(np.zeros((1, 1, 3), np.uint8), mpp=0.25), "identity", "baseline").nuclei) <= 1
 
 
 def test_a_source_must_be_one():
@@ -282,11 +291,70 @@ def test_an_array_that_is_not_rgb_is_refused():
 
 def test_unknown_names_and_keys_say_the_nearest(sample, tmp_path):
     with pytest.raises(UnknownPlugin, match=r"Did you mean 'deconvolution'"):
-        stainbridge.run(sample.source, "deconvolutoin")
+        stainbridge.run(sample.source, "deconvolutoin", "baseline")
+    with pytest.raises(UnknownPlugin, match=r"Did you mean 'deconvolution'"):
+        stainbridge.run(sample.source, "deconvolutoin", "baseline/ihc")
     with pytest.raises(ConfigError, match=r"Did you mean 'hue_width'"):
-        stainbridge.run(sample.source, classifier={"name": "hsi", "hue_widht": 0.1})
+        stainbridge.run(sample.source, "identity", "baseline", classifier={"name": "hsi", "hue_widht": 0.1})
     with pytest.raises(UnreadablePicture, match=r"nowhere.png"):
-        stainbridge.run(tmp_path / "nowhere.png", mpp=0.25)
+        stainbridge.run(tmp_path / "nowhere.png", "identity", "baseline", mpp=0.25)
+
+
+def test_mpp_that_is_passed_wins_over_what_a_source_says(sample):
+    class Slide:
+        name, shape, mpp = "slide", sample.source.shape, 0.5
+
+        def read(self, *window):
+            return sample.source.read(*window)
+
+    result = stainbridge.run(Slide(), "identity", Threshold(), Brown(), mpp=0.25)
+    assert result.source.mpp == 0.25
+    assert result.scores["area_mm2"] == pytest.approx(700 * 900 * 0.25**2 / 1e6)
+    assert result.provenance["input"]["mpp"] == 0.25
+
+
+def test_an_mpp_in_nanometres_is_refused(sample):
+    with pytest.raises(ConfigError, match=r"mpp = 250.*between 0.05 and 20.0; a 40x scan has about 0.25"):
+        stainbridge.run(sample.source, "identity", Threshold(), Brown(), mpp=250)
+
+
+def test_a_classifier_is_fitted_to_the_picture(sample):
+    class Fitted(Brown):
+        sample_shape = None
+
+        def calibrate(self, sample):
+            fitted = Fitted()
+            fitted.sample_shape = sample.shape
+            return fitted
+
+        def classify(self, ihc, labels):
+            assert self.sample_shape == (1, 700, 900, 3)
+            return super().classify(ihc, labels)
+
+    assert len(stainbridge.run(sample.source, "identity", Threshold(), Fitted()).nuclei) > 100
+
+
+@pytest.mark.parametrize(
+    ("kind", "wants", "message"),
+    [
+        ("translator", Wants("he"), "The translator 'shade' wants 'he'; a translator is given 'ihc'"),
+        ("classifier", Wants("he"), "The classifier 'brown' wants 'he'"),
+        ("classifier", Wants("ihc", tile=64), "wants tile 64 and multiples of 1; .* it must take any size"),
+    ],
+)
+def test_wants_that_are_not_honoured_are_refused(sample, kind, wants, message):
+    class Odd(Brown):
+        pass
+
+    Odd.wants = wants
+    plugins = {"translator": Shade(), "classifier": Brown()} | {kind: Shade(wants) if kind == "translator" else Odd()}
+    with pytest.raises(ContractViolation, match=message):
+        stainbridge.run(sample.source, segmenter=Threshold(), **plugins)
+
+
+def test_a_device_that_is_not_there_is_an_error(sample):
+    with pytest.raises((DeviceUnavailable, MissingExtra), match="cuda"):
+        run(sample, Threshold(), device="cuda:7")
 
 
 def test_the_threshold_of_the_run_wins_over_the_classifiers(sample):

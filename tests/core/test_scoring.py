@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from stainbridge.errors import ConfigError, ContractViolation
 from stainbridge.records import Nuclei
-from stainbridge.scoring import GRADE_CUTS, MIN_BLOCKS, grades, rescore, score, sensitivity
+from stainbridge.resampling import MIN_BLOCKS
+from stainbridge.scoring import GRADE_CUTS, grades, rescore, score, sensitivity
 
 HOW = {"area_mm2": 0.5, "mpp": 0.25}
 

@@ -1,5 +1,10 @@
 """Grids cover a picture once; canvases give back what was written, in memory and on disk."""
 
+import os
+import subprocess
+import sys
+import tempfile
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -67,13 +72,66 @@ def test_what_a_canvas_returns_is_a_copy(backing):
     assert not canvas.read(0, 0, 8, 8).any()
 
 
-def test_the_temporary_file_goes_with_the_canvas(monkeypatch):
+def test_the_temporary_file_goes_with_the_canvas(monkeypatch, tmp_path):
     monkeypatch.setattr(tiling, "IN_MEMORY_PX", 0)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     canvas = Canvas((8, 8), np.int32)
-    path = canvas._path
-    assert path.exists()
+    file = canvas._file
+    assert os.fstat(file.fileno()).st_size == 8 * 8 * 4
     del canvas
-    assert not path.exists()
+    assert file.closed
+    assert os.listdir(tmp_path) == []
+
+
+KILLED = """
+import os, signal
+import numpy as np
+from stainbridge import tiling
+
+tiling.IN_MEMORY_PX = 0
+canvas = tiling.Canvas((1000, 1000), np.int32)
+canvas.write(0, 0, np.ones((1000, 1000), np.int32))
+assert canvas.read(5, 5, 10, 10).all()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL is POSIX")
+def test_a_killed_process_leaves_no_temporary_file(tmp_path):
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", KILLED], env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (-9, "")
+    assert os.listdir(tmp_path) == []
+
+
+class Stub:
+    """The file of a canvas, with some of its methods replaced."""
+
+    def __init__(self, file, **replaced):
+        self._file = file
+        vars(self).update(replaced)
+
+    def __getattr__(self, name):
+        return getattr(self._file, name)
+
+
+def test_reads_and_writes_that_stop_early_are_taken_up_again(monkeypatch):
+    monkeypatch.setattr(tiling, "IN_MEMORY_PX", 0)
+    canvas = Canvas((20, 30), np.int32)
+    file = canvas._file
+    canvas._file = Stub(file, write=lambda data: file.write(data[:7]), readinto=lambda data: file.readinto(data[:5]))
+    block = np.arange(600, dtype=np.int32).reshape(20, 30)
+    canvas.write(0, 0, block)
+    assert np.array_equal(canvas.read(0, 0, 20, 30), block)
+
+
+def test_a_canvas_needs_no_call_that_windows_lacks(monkeypatch):
+    monkeypatch.setattr(tiling, "IN_MEMORY_PX", 0)
+    for name in ("pread", "preadv", "pwrite", "pwritev"):
+        monkeypatch.delattr(os, name, raising=False)
+    canvas = Canvas((4, 5), np.int32)
+    canvas.write(1, 2, np.full((2, 3), 7, np.int32))
+    assert canvas.read(0, 0, 4, 5).sum() == 42
 
 
 def test_a_full_disk_is_an_error_that_names_tmpdir(monkeypatch):
@@ -83,9 +141,16 @@ def test_a_full_disk_is_an_error_that_names_tmpdir(monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(tiling.os, "pwrite", full)
+    canvas._file = Stub(canvas._file, write=full)
     with pytest.raises(WriteFailed, match=r"No space left on device.*\n.*TMPDIR"):
         canvas.write(0, 0, np.ones((4, 4), np.int32))
+
+
+def test_a_temporary_folder_that_is_missing_is_an_error_that_names_tmpdir(monkeypatch, tmp_path):
+    monkeypatch.setattr(tiling, "IN_MEMORY_PX", 0)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    with pytest.raises(WriteFailed, match=r"gone could not take a working copy.*\n.*TMPDIR"):
+        Canvas((8, 8), np.int32)
 
 
 def test_a_window_knows_its_place_in_another():

@@ -29,6 +29,8 @@ def stain(monkeypatch, capsys):
     """Run the command line; return (exit code, stdout, stderr)."""
 
     def call(*arguments):
+        if arguments[0] in ("run", "demo") and not {"--segmenter", "--config"} & {str(one) for one in arguments}:
+            arguments = (*arguments, "--segmenter", "baseline")  # the default depends on what is installed
         monkeypatch.setattr(sys, "argv", ["stainbridge", *map(str, arguments)])
         code = 0
         try:
@@ -81,7 +83,7 @@ def test_json_on_stdout_is_json(stain, pictures, tmp_path):
 
 def test_the_command_and_python_give_the_same_nuclei(stain, pictures, tmp_path):
     stain("run", pictures / "a.png", "--mpp", 0.25, "-o", tmp_path / "out", "--classifier", "dab")
-    result = stainbridge.run(pictures / "a.png", classifier="dab", mpp=0.25)
+    result = stainbridge.run(pictures / "a.png", segmenter="baseline", classifier="dab", mpp=0.25)
     saved = json.loads((tmp_path / "out" / "a" / "summary.json").read_text())
     assert saved["scores"] == json.loads(json.dumps(result.scores))
 
@@ -133,6 +135,7 @@ def test_a_picture_without_a_pixel_size_names_mpp(stain, pictures, tmp_path):
         (["--set", "sed=3"], "Did you mean 'seed'"),
         (["--set", "nonsense"], "expected KEY=VALUE"),
         (["--config", "nowhere.toml"], "nowhere.toml cannot be read"),
+        (["--set", "mpp=250"], "between 0.05 and 20.0; a 40x scan has about 0.25"),
         (["--registry", "nowhere.toml"], "nowhere.toml"),
         (["--device", "gpu"], "device"),
     ],
@@ -190,7 +193,17 @@ def test_a_disk_that_is_full_is_a_typed_failure_and_leaves_nothing(pictures, tmp
         "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000));"
         "from stainbridge.cli import main; sys.argv[0] = 'stainbridge'; main()"
     )
-    arguments = ["run", pictures / "a.png", "--mpp", "0.25", "-o", tmp_path / "out", "--json"]
+    arguments = [
+        "run",
+        pictures / "a.png",
+        "--mpp",
+        "0.25",
+        "--segmenter",
+        "baseline",
+        "-o",
+        tmp_path / "out",
+        "--json",
+    ]
     done = subprocess.run(
         [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, timeout=120
     )
@@ -200,7 +213,9 @@ def test_a_disk_that_is_full_is_a_typed_failure_and_leaves_nothing(pictures, tmp
 
 
 def test_a_run_can_be_written_down_as_toml(stain, pictures, tmp_path):
-    (tmp_path / "run.toml").write_text('mpp = 0.25\nclassifier = "dab"\n[translator]\nname = "deconvolution"\n')
+    (tmp_path / "run.toml").write_text(
+        'mpp = 0.25\nsegmenter = "baseline"\nclassifier = "dab"\n[translator]\nname = "deconvolution"\n'
+    )
     code, *_ = stain("run", pictures / "a.png", "--config", tmp_path / "run.toml", "-o", tmp_path / "out")
     assert code == 0
     plugins = json.loads((tmp_path / "out" / "a" / "summary.json").read_text())["provenance"]["plugins"]
@@ -231,7 +246,7 @@ def test_rescore_by_another_column_names_the_known_ones(stain, pictures, tmp_pat
 
 
 def test_rescore_of_something_else_is_an_error(stain, tmp_path):
-    code, _, stderr = stain("rescore", tmp_path)
+    code, _, stderr = stain("rescore", tmp_path, "--threshold", 0.5)
     assert code == 2
     assert "holds no result" in stderr
 

@@ -1,6 +1,9 @@
 """What the README shows works as it stands."""
 
+import json
 import re
+import shlex
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +11,12 @@ import pytest
 import tifffile
 
 import stainbridge
+from stainbridge import cli
 from stainbridge.testing.synthetic import synthetic_ihc
 
 README = (Path(__file__).resolve().parents[2] / "README.md").read_text("utf-8")
 PYTHON = re.findall(r"^```python\n(.*?)^```", README, re.M | re.S)
+COMMANDS = [line for line in README.splitlines() if line.startswith("stainbridge ")]
 SHELL = re.findall(r"^```sh\n(.*?)^```", README, re.M | re.S)
 
 
@@ -23,6 +28,29 @@ def test_its_first_two_commands_install_and_are_one_line_each():
         assert "pip install" in command
     assert "stainbridge demo" in SHELL[0]
     assert "pytest" in SHELL[1]
+
+
+def exit_code():
+    try:
+        cli.main()
+    except SystemExit as stop:
+        return stop.code or 0
+    return 0
+
+
+@pytest.mark.heavy
+def test_its_commands_run(tmp_path, monkeypatch, capsys):
+    """The first takes the default segmenter, whatever is installed; weights come from the package index."""
+    monkeypatch.chdir(tmp_path)
+    for folder in ("slides", "study"):
+        Path(folder).mkdir()
+        pixels = synthetic_ihc(shape=(256, 256), nuclei=25).source.pixels
+        tifffile.imwrite(f"{folder}/one.tif", pixels, photometric="rgb")
+    for command in COMMANDS:
+        _, *arguments = shlex.split(command)
+        monkeypatch.setattr(sys, "argv", ["stainbridge", *arguments])
+        assert exit_code() == 0, f"{command}: {capsys.readouterr().err}"
+    assert json.loads(Path("study_results/one/summary.json").read_text())["scores"]["rescored"]["threshold"] == 0.25
 
 
 def test_its_python_example_runs(tmp_path, monkeypatch, capsys):

@@ -110,19 +110,19 @@ def stained(dab):
     return ihc, np.arange(1, len(dab) + 1, dtype=np.int32)[np.newaxis]
 
 
-def test_dab_density_is_measured_and_graded():
+def test_dab_density_is_measured():
     ihc, labels = stained([0.0, 0.25, 0.5, 0.9])
     assert Dab().densities(ihc, labels) == pytest.approx([0, 0.25, 0.5, 0.9], abs=0.02)
-    assert Dab().grades(ihc, labels).tolist() == [0, 1, 2, 3]
 
 
-def test_a_nucleus_is_positive_from_the_first_threshold_up():
+def test_a_nucleus_is_positive_from_the_threshold_up():
     dab = Dab()
     ihc, labels = stained([0.15, 0.25])
     p = dab.classify(ihc, labels)
     assert (p >= dab.threshold).tolist() == [False, True]
     assert p == pytest.approx(1 - 10.0 ** -np.array([0.15, 0.25]), abs=0.02)
     assert dab.threshold == pytest.approx(1 - 10**-0.2)
+    assert (p >= Dab(Dab.Config(threshold_od=0.3)).threshold).tolist() == [False, False]
 
 
 @pytest.mark.parametrize(
@@ -134,9 +134,10 @@ def test_no_nuclei_give_no_probabilities(plugin):
     assert p.dtype == np.float64
 
 
-def test_dab_thresholds_must_rise():
-    with pytest.raises(ValidationError, match="must rise"):
-        Dab.Config(threshold_1_od=0.5)
+@pytest.mark.parametrize("name", ["threshold_1_od", "threshold_2_od", "threshold_3_od"])
+def test_dab_takes_no_threshold_that_would_change_nothing(name):
+    with pytest.raises(ValidationError, match=name):
+        Dab.Config(**{name: 0.5})
 
 
 def test_an_unknown_setting_is_refused():

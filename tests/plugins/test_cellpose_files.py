@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from stainbridge.errors import ConfigError, MissingExtra, PluginUnavailable, WeightsCorrupt, WeightsUnavailable
 from stainbridge.testing.synthetic import blank_glass
-from stainbridge_plugins.cellpose import networks
+from stainbridge_plugins.cellpose import drawing, networks
 from stainbridge_plugins.cellpose.fourth import Fourth
 from stainbridge_plugins.cellpose.mxnet import is_mxnet, read_arrays
 from stainbridge_plugins.cellpose.scaling import fit, planes, scaled
@@ -250,5 +250,5 @@ def test_the_number_of_tiles_halves_when_memory_runs_out(monkeypatch):
             raise OutOfMemory
         return tiles
 
-    assert networks.with_fewer_tiles(run, 8) == 2
+    assert drawing.with_fewer_tiles(run, 8) == 2
     assert tried == [8, 4, 2]

@@ -247,6 +247,18 @@ def test_a_fresh_process_survives_all_of_it(site):
     assert (done.returncode, done.stdout.split()) == (0, ["fine", "True"]), done.stderr
 
 
+def test_the_doctor_names_unreadable_metadata_in_a_fresh_process(site):
+    site.add("bad-metadata", "", entry_points="[stainbridge]\nthis line has no equals sign\n")
+    environment = {key: value for key, value in os.environ.items() if key != "PYDANTIC_DISABLE_PLUGINS"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(site.folder), *sys.path])
+    command = [sys.executable, "-m", "stainbridge", "plugins", "doctor"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 1, done.stderr
+    assert "bad-metadata" in done.stdout + done.stderr
+    assert "entry_points.txt" in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+
+
 class TestRegister:
     """Plugins of a notebook or a test."""
 

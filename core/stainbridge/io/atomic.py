@@ -21,6 +21,8 @@ _ADVICE = {
     errno.EPERM: "You may not write there: write to another folder, or ask for permission.",
 }
 
+_WINDOWS = os.name == "nt"
+
 
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
@@ -124,7 +126,10 @@ def _swap(new: Path, folder: Path, aside: Path, overwrite: bool, mark: str) -> N
 
 
 def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+    """Have a file or the names in a folder on the disk; Windows opens no folder, and flushes only what may be written."""
+    if _WINDOWS and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDWR if _WINDOWS else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -24,6 +24,8 @@ from .tiff import open_labels
 from .tiles import STEP_PX, write_labels, write_tiff
 
 SUMMARY = "summary.json"
+OVERLAY = "overlay.png"
+OUTDATED_OVERLAY = "overlay_before_rescoring.png"
 
 
 @dataclass(frozen=True)
@@ -33,11 +35,11 @@ class Rewritten:
     Parameters
     ----------
     written : names of the files that hold the new scores
-    removed : names of the files that would have shown the old scores and could not be made anew
+    outdated : names of the files that show older calls, as they could not be made anew: ``overlay_before_rescoring.png``
     """
 
     written: tuple[str, ...]
-    removed: tuple[str, ...]
+    outdated: tuple[str, ...]
 
 
 def save(result: Result, folder: str | Path, *, overwrite: bool = False) -> Path:
@@ -46,7 +48,7 @@ def save(result: Result, folder: str | Path, *, overwrite: bool = False) -> Path
     The folder holds ``labels.ome.tif`` (uint16 or uint32 ids), ``nuclei.parquet``, ``nuclei.csv``, ``nuclei.geojson``
     for QuPath, ``overlay.png``, with a translation ``virtual_he.png``, and ``summary.json`` with scores, provenance and
     the SHA-256 of each file. Of a picture of more than 4096 px a side, a PNG is a reduced overview; the virtual H&E is then
-    also ``virtual_he.ome.tif`` at full size. The same result gives the same bytes.
+    also ``virtual_he.ome.tif`` at full size. The same result gives the same bytes; other pictures give other ids.
 
     Parameters
     ----------
@@ -61,14 +63,16 @@ def save(result: Result, folder: str | Path, *, overwrite: bool = False) -> Path
         If the disk is full or read-only, or permission is lacking; nothing is left behind.
     """
     folder = Path(folder)
+    picture = _identity(result)
     with atomic_folder(folder, overwrite=overwrite, mark=SUMMARY) as new:
-        write_labels(new / "labels.ome.tif", result.labels, int(result.nuclei.label.max(initial=0)))
+        largest = int(result.nuclei.label.max(initial=0))
+        write_labels(new / "labels.ome.tif", result.labels, largest, picture=picture)
         write_parquet(new / "nuclei.parquet", result.nuclei)
         write_csv(new / "nuclei.csv", result.nuclei)
-        write_geojson(new / "nuclei.geojson", result.labels, result.nuclei)
+        write_geojson(new / "nuclei.geojson", result.labels, result.nuclei, picture=picture)
         write_overlay(new / "overlay.png", result.source, result.labels, result.nuclei)
         if result.he is not None:
-            _write_he(new, result.he)
+            _write_he(new, result.he, picture)
         files = {path.name: _sha256(path) for path in new.iterdir()}
         _write_summary(new / SUMMARY, result.scores, result.provenance, files)
     return folder
@@ -120,8 +124,8 @@ def rewrite_scores(
     Parameters
     ----------
     nuclei : the same labels as before
-    source : the picture, to draw the overlay anew; with None, or one of another size, the overlay, which would show the
-        old calls, is removed
+    source : the picture, to draw the overlay anew; with None, or one of another size, the old overlay is kept under the
+        name ``overlay_before_rescoring.png``, until one can be drawn
 
     Raises
     ------
@@ -144,33 +148,43 @@ def rewrite_scores(
     }
     labels = open_labels(folder / "labels.ome.tif")
     if source is not None and source.shape == labels.shape:
-        writers["overlay.png"] = partial(write_overlay, source=source, labels=labels, nuclei=nuclei)
+        writers[OVERLAY] = partial(write_overlay, source=source, labels=labels, nuclei=nuclei)
     for name, write in writers.items():
         with atomic_write(folder / name) as new:
             write(new)
-    removed = () if "overlay.png" in writers else _remove(folder, "overlay.png")
-    files = {name: known for name, known in summary["files"].items() if name not in removed}
-    files |= {name: _sha256(folder / name) for name in writers}
+    outdated = _put_aside(folder, redrawn=OVERLAY in writers)
+    files = {name: known for name, known in summary["files"].items() if name not in (OVERLAY, OUTDATED_OVERLAY)}
+    files |= {name: _sha256(folder / name) for name in (*writers, *outdated)}
     with atomic_write(folder / SUMMARY) as new:
         _write_summary(new, scores, provenance, files)
-    return Rewritten((*writers, SUMMARY), removed)
+    return Rewritten((*writers, SUMMARY), outdated)
 
 
-def _remove(folder: Path, name: str) -> tuple[str, ...]:
+def _put_aside(folder: Path, *, redrawn: bool) -> tuple[str, ...]:
+    """Leave one overlay: the one drawn now, or the last one under a name that says that it is old; return that name."""
+    old = folder / OUTDATED_OVERLAY
     try:
-        (folder / name).unlink()
-    except FileNotFoundError:
-        return ()
+        if redrawn:
+            old.unlink(missing_ok=True)
+        elif (folder / OVERLAY).exists():
+            (folder / OVERLAY).replace(old)
     except OSError as error:
-        raise write_failed(folder / name, error) from error
-    return (name,)
+        raise write_failed(old, error) from error
+    return (old.name,) if old.exists() else ()
 
 
-def _write_he(folder: Path, he: Source) -> None:
+def _identity(result: Result) -> str:
+    """Return what tells the picture from others: the SHA-256 of its file or pixels, or its name where there is none."""
+    facts = result.provenance.get("input", {})
+    return str(facts.get("sha256") or facts.get("sha256_of_pixels") or result.source.name)
+
+
+def _write_he(folder: Path, he: Source, picture: str) -> None:
     overview = Overview(he.shape)
     blocks = mirrored(he, overview, STEP_PX)
     if overview.factor > 1:
-        write_tiff(folder / "virtual_he.ome.tif", blocks, shape=(*he.shape, 3), dtype=np.uint8, mpp=he.mpp)
+        path = folder / "virtual_he.ome.tif"
+        write_tiff(path, blocks, shape=(*he.shape, 3), dtype=np.uint8, mpp=he.mpp, picture=picture)
     else:
         for _ in blocks:
             continue

@@ -15,6 +15,7 @@ from stainbridge.records import LabelSource
 STEP_PX = 512
 """Side of a written tile, and of the windows of a pass over a picture."""
 
+_FILE = uuid.uuid5(uuid.NAMESPACE_URL, "urn:stainbridge:file")
 _CLASSIC_BYTES = 3_500_000_000  # offsets of classic TIFF end at 4 GiB
 
 
@@ -25,15 +26,21 @@ def windows(shape: tuple[int, int], step_px: int) -> Iterator[tuple[int, int, in
             yield y, x, min(step_px, shape[0] - y), min(step_px, shape[1] - x)
 
 
-def write_labels(path: Path, labels: LabelSource, largest: int) -> None:
-    """Write a label map as OME-TIFF: uint16 where the largest id fits, otherwise uint32."""
+def write_labels(path: Path, labels: LabelSource, largest: int, *, picture: str = "") -> None:
+    """Write a label map as OME-TIFF: uint16 where the largest id fits, otherwise uint32; `picture` as in `write_tiff`."""
     dtype = np.uint16 if largest < 2**16 else np.uint32
     blocks = (labels.read(*window).astype(dtype) for window in windows(labels.shape, STEP_PX))
-    write_tiff(path, blocks, shape=labels.shape, dtype=dtype, mpp=labels.mpp)
+    write_tiff(path, blocks, shape=labels.shape, dtype=dtype, mpp=labels.mpp, picture=picture)
 
 
 def write_tiff(
-    path: Path, blocks: Iterable[NDArray[Any]], *, shape: tuple[int, ...], dtype: Any, mpp: float | None
+    path: Path,
+    blocks: Iterable[NDArray[Any]],
+    *,
+    shape: tuple[int, ...],
+    dtype: Any,
+    mpp: float | None,
+    picture: str = "",
 ) -> None:
     """Write an OME-TIFF, deflated, in tiles of `STEP_PX`.
 
@@ -42,13 +49,15 @@ def write_tiff(
     blocks : the tiles in reading order, cut at the lower and right rim
     shape : (height, width) of one plane, or (height, width, 3) of RGB
     mpp : micrometres per pixel; None writes none
+    picture : what tells the picture from others; goes into the UUID
     """
     import tifffile
 
-    # tifffile would draw a random UUID; this one is the same for the same picture.
+    # tifffile would draw a random UUID; this one is the same for the same picture and file name.
+    identity = uuid.uuid5(_FILE, f"{picture}/{path.name}")
     metadata: dict[str, Any] = {
         "axes": "YXS"[: len(shape)],
-        "UUID": f"urn:uuid:{uuid.uuid5(uuid.NAMESPACE_URL, path.name)}",
+        "UUID": f"urn:uuid:{identity}",
     }
     metadata["Creator"] = "stainbridge"
     if mpp is not None:

@@ -21,7 +21,8 @@ from ..pipeline import Progress as Told
 from ..records import Result
 from ..registry import Registry
 
-PIPE_WIDTH = 160
+PIPE_WIDTH = 4000
+"""Columns where no terminal limits them: a table is then as wide as its content."""
 
 
 def print_json(value: Any) -> None:
@@ -34,9 +35,9 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], *, 
     # In a pipe there is no window to fit: text is not squeezed there.
     console = Console() if sys.stdout.isatty() else Console(width=PIPE_WIDTH)
     shown = Table()
-    for number, column in enumerate(columns):
+    for column in columns:
         justify: Literal["right", "left"] = "right" if column in right else "left"
-        shown.add_column(column, justify=justify, overflow="fold", no_wrap=number == 0)
+        shown.add_column(column, justify=justify, overflow="fold")
     for row in rows:
         shown.add_row(*("-" if cell is None else escape(str(cell)) for cell in row))
     console.print(title, style="bold", markup=False, soft_wrap=True)
@@ -65,7 +66,9 @@ class BatchProgress:
         """Count a picture; say at once what went wrong with it."""
         self._bars.advance(self._pictures)
         if entry.status == "failed":
-            self._bars.console.print(f"[red]failed[/red] {escape(entry.picture)}: {escape(entry.error)}")
+            self._bars.console.print(
+                f"[red]failed[/red] {escape(entry.picture)}: {escape(entry.error)}", soft_wrap=True
+            )
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from stainbridge import RGB, LabelMap, PluginConfig, PositivityClassifier, Wants
 from stainbridge.color import DAB, HAEMATOXYLIN, unmix
@@ -59,24 +59,17 @@ class Dab(PositivityClassifier):
     """Calls a nucleus positive by its mean DAB optical density, as QuPath does.
 
     P(positive) is the share of light that the mean density absorbs, 1 - 10**(-od): 0.37, 0.60 and 0.75 at 0.2, 0.4 and 0.6.
+    The grades 1+, 2+ and 3+ come from `grade_cuts` of the run, and later from ``stainbridge rescore --grade-cuts``.
     """
 
     name = "dab"
     api = 1
 
     class Config(PluginConfig):
-        """Optical density from which a nucleus is 1+, 2+ and 3+; the defaults are QuPath's."""
+        """The operating point, QuPath's by default."""
 
-        threshold_1_od: float = Field(0.2, gt=0, le=3, description="1+ from this mean DAB optical density up")
-        threshold_2_od: float = Field(0.4, gt=0, le=3, description="2+ from this mean DAB optical density up")
-        threshold_3_od: float = Field(0.6, gt=0, le=3, description="3+ from this mean DAB optical density up")
+        threshold_od: float = Field(0.2, gt=0, le=3, description="positive from this mean DAB optical density up")
         background: float = Field(255.0, gt=1, le=255, description="brightness of glass, 0..255")
-
-        @model_validator(mode="after")
-        def _in_order(self) -> Dab.Config:
-            if not self.threshold_1_od < self.threshold_2_od < self.threshold_3_od:
-                raise ValueError("the thresholds of 1+, 2+ and 3+ must rise")
-            return self
 
     @property
     def wants(self) -> Wants:
@@ -85,8 +78,8 @@ class Dab(PositivityClassifier):
 
     @property
     def threshold(self) -> float:
-        """The share of light absorbed at the 1+ threshold."""
-        return float(_absorbed(np.float64(self.config.threshold_1_od)))
+        """The share of light absorbed at `threshold_od`."""
+        return float(_absorbed(np.float64(self.config.threshold_od)))
 
     def classify(self, ihc: RGB, labels: LabelMap) -> NDArray[np.float64]:
         """Return the share of light that DAB absorbs per label, float64 (n,)."""
@@ -97,11 +90,6 @@ class Dab(PositivityClassifier):
         inside = labels > 0
         dab = unmix(ihc[inside], (HAEMATOXYLIN, DAB), background=self.config.background)[:, 1]
         return _mean_per_label(dab, labels[inside], int(labels.max(initial=0)))
-
-    def grades(self, ihc: RGB, labels: LabelMap) -> NDArray[np.int8]:
-        """Return 0, 1, 2 or 3 per label, int8 (n,)."""
-        edges = (self.config.threshold_1_od, self.config.threshold_2_od, self.config.threshold_3_od)
-        return np.searchsorted(edges, self.densities(ihc, labels), side="right").astype(np.int8)
 
 
 def _absorbed(density: NDArray[np.float64]) -> NDArray[np.float64]:

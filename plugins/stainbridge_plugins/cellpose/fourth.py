@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from stainbridge import LabelMap
 from stainbridge.torchkit import resolve_device
 
-from .networks import Drawing, with_fewer_tiles
+from .drawing import Drawing, with_fewer_tiles
 
 
 class Fourth:

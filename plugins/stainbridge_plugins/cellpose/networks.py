@@ -5,46 +5,22 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stainbridge import LabelMap
-from stainbridge.errors import DeviceUnavailable, MissingExtra, PluginUnavailable, WeightsCorrupt, WeightsUnavailable
+from stainbridge.errors import MissingExtra, PluginUnavailable, WeightsCorrupt, WeightsUnavailable
 from stainbridge.weights import load_state_dict
 
+from .drawing import Drawing
 from .mxnet import is_mxnet, read_arrays
 
 if TYPE_CHECKING:
     import torch
-
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """How masks are drawn from what a network predicts; the names are cellpose's.
-
-    Parameters
-    ----------
-    rescale : size of the network's pixels over size of the given ones: the given picture is resized by this
-    flow_threshold : largest mean squared difference between a mask's own flows and the predicted ones; 0 checks nothing
-    cellprob_threshold : logit above which a pixel belongs to a nucleus
-    niter : steps along the flows; 0 for cellpose's own number
-    resample : draw at the size of the given picture, not at that of the network's
-    tiles : of the network that are run at once
-    """
-
-    rescale: float
-    flow_threshold: float
-    cellprob_threshold: float
-    niter: int
-    resample: bool
-    tiles: int
 
 
 class Network(Protocol):
@@ -94,30 +70,6 @@ def load(path: Path, *, device: str, diameter_px: float | None) -> Network:
         )
     _require(third, path, network="3.x or older", pin="cellpose>=3.1,<4")
     return _third(state, path, device, diameter_px)
-
-
-def with_fewer_tiles(run: Callable[[int], T], tiles: int) -> T:
-    """Return `run(tiles)`, with half as many tiles at once whenever the memory of the device runs out.
-
-    Raises
-    ------
-    DeviceUnavailable
-        If a single tile does not fit.
-    """
-    import torch
-
-    while True:
-        # Left before the next try: the traceback of an exception keeps the tensors of the failed one alive.
-        try:
-            return run(tiles)
-        except torch.OutOfMemoryError:
-            if tiles == 1:
-                raise DeviceUnavailable(
-                    "One tile of cellpose does not fit into the memory of the device.\n"
-                    "Close what else uses the device, or pass --device cpu."
-                ) from None
-        tiles //= 2
-        torch.cuda.empty_cache()
 
 
 def _third(state: Mapping[str, Any], path: Path, device: str, diameter_px: float | None) -> Network:

@@ -13,7 +13,8 @@ from pydantic import Field
 from stainbridge import RGB, LabelMap, PluginConfig, Segmenter, Wants
 from stainbridge.errors import ConfigError, WeightsUnavailable
 
-from .networks import Drawing, Network, load
+from .drawing import Drawing
+from .networks import Network, load
 from .scaling import Range, fit, planes, scaled
 
 Channel = Annotated[int, Field(ge=0, le=3)]

@@ -14,8 +14,8 @@ from stainbridge import LabelMap
 from stainbridge.torchkit import resolve_device
 from stainbridge.weights import fill
 
+from .drawing import Drawing, with_fewer_tiles
 from .flow_check import without_bad_flows
-from .networks import Drawing, with_fewer_tiles
 
 if TYPE_CHECKING:
     import torch
