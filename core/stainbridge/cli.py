@@ -54,18 +54,18 @@ def run(
     out: Out,
     mpp: Annotated[float | None, typer.Option(help="Micrometres per pixel, where the picture does not say.")] = None,
     translator: Annotated[
-        str | None, typer.Option(help="Plugin or model [default: what goes best with the segmenter].")
+        str | None, typer.Option(help="Plugin or model; default: what goes best with the segmenter.")
     ] = None,
     segmenter: Annotated[
-        str | None, typer.Option(help="Plugin or model [default: the best installed, see `models`].")
+        str | None, typer.Option(help="Plugin or model; default: the best installed, see `models`.")
     ] = None,
-    classifier: Annotated[str | None, typer.Option(help="Plugin or model [default: hsi].")] = None,
+    classifier: Annotated[str | None, typer.Option(help="Plugin or model; default: hsi.")] = None,
     config: Annotated[Path | None, typer.Option(help="A run as TOML; options given here win.")] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="KEY=VALUE, such as classifier.threshold=0.4; may be repeated.")
     ] = None,
     registry: Registries = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N [default: cpu].")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N; default: cpu.")] = None,
     offline: Annotated[bool, typer.Option("--offline", help="Never touch the network.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results that are there.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Keep finished pictures, do the others.")] = False,
@@ -93,7 +93,7 @@ def run(
 def demo(
     out: Out = Path("demo"),
     translator: Annotated[str, typer.Option(help="Plugin or model.")] = "deconvolution/cytoplasmic",
-    segmenter: Annotated[str | None, typer.Option(help="Plugin or model [default: the best installed].")] = None,
+    segmenter: Annotated[str | None, typer.Option(help="Plugin or model; default: the best installed.")] = None,
     classifier: Annotated[str, typer.Option(help="Plugin or model.")] = "hsi/cytoplasmic",
 ) -> None:
     """Score scikit-image's real IHC picture (colon, DAB), which is installed with it."""
@@ -128,7 +128,7 @@ def rescore(
 @app.command("new-plugin")
 def new_plugin(
     name: Annotated[str, typer.Argument(help="Lower-case name of the plugin.")],
-    folder: Annotated[Path | None, typer.Option(help="Where to make it [default: stainbridge-NAME here].")] = None,
+    folder: Annotated[Path | None, typer.Option(help="Where to make it; default: stainbridge-NAME here.")] = None,
 ) -> None:
     """Start a plugin of your own: a whole distribution with a working segmenter and its tests."""
     from .scaffold import new_plugin as make
