@@ -10,12 +10,13 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 INTRODUCTION = """# Benchmarks
 
-Each section is one file of `results/`, written by the command above it. Ratios are of medians within one process, the calls taking
-turns; other work ran on the machine, so ratios count and absolute times do not. Made by `python benchmarks/make_table.py`; do not edit.
+Each section is one file of `results/`, written by the command above it. Ratios are of medians within one process, the calls
+taking turns; other work ran on the machine, so ratios count and absolute times do not. Made by
+`python benchmarks/make_table.py`; do not edit.
 
 Quality is optimistic. `baseline` was developed on the very pictures it is scored on here, `deconvolution` and the 8.5 um of
-`cellpose/cyto` were settled on the four IHC tiles, and InstanSeg was trained on IHC of other sources too (`stainbridge models`). The four
-tiles hold 342 nuclei: differences of 0.02 mean nothing.
+`cellpose/cyto` were settled on the four IHC tiles, and InstanSeg was trained on IHC of other sources too (`stainbridge models`).
+The four tiles hold 342 nuclei: differences of 0.02 mean nothing.
 """
 
 
@@ -38,8 +39,21 @@ def section(path: Path) -> str:
     head = f"## {path.stem.replace('_', ' ')}\n\n`{record['command']}`\n"
     libraries = ", ".join(f"{name} {version}" for name, version in machine.get("libraries", {}).items())
     about = f"{machine.get('processor', '?')}, {machine.get('cores', '?')} cores, Python {machine.get('python', '?')}; {libraries}"
-    lines = [f"| {name} | {figure} |" for name, figure in rows(record["figures"])]
+    figures = record["figures"]
+    if all(isinstance(value, dict) and "pooled" in value for value in figures.values()):
+        return "\n".join([head, about, "", *quality(figures), ""])
+    lines = [f"| {name} | {figure} |" for name, figure in rows(figures)]
     return "\n".join([head, about, "", "| figure | value |", "|---|---|", *lines, ""])
+
+
+def quality(figures: dict[str, Any]) -> list[str]:
+    """Return one row per data set and combination: pooled counts at IoU 0.5 and mean Dice."""
+    lines = ["| data: combination | F1 | precision | recall | mean Dice |", "|---|---|---|---|---|"]
+    for name, value in figures.items():
+        pooled = value["pooled"]
+        cells = [pooled["f1"], pooled["precision"], pooled["recall"], value["mean_dice"]]
+        lines.append(f"| {name} | " + " | ".join(f"{cell:.3f}" for cell in cells) + " |")
+    return lines
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ benchmarks/results/NAME.json.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -99,7 +100,7 @@ def main() -> None:
         for name, samples in he.items():
             figures[f"{name}: identity x {segmenter}"] = measure(samples, "identity", segmenter)
     show(figures, Console())
-    write(asked.name, "python benchmarks/quality.py", figures, "scikit-image", "scipy")
+    write(asked.name, " ".join(["python benchmarks/quality.py", *sys.argv[1:]]), figures, "scikit-image", "scipy")
 
 
 if __name__ == "__main__":
