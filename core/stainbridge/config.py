@@ -71,7 +71,7 @@ class RunConfig(BaseModel):
     mpp : micrometres per pixel of pictures that do not say; None takes the picture's own
     tile_px, halo_px : tile core and least context in pixels of the stage; a plugin that wants more gets more
     seed, bootstraps : of the confidence intervals
-    grade_cuts : mean DAB optical density from which a nucleus is 1+, 2+ and 3+
+    grade_cuts : mean DAB optical density from which a nucleus is 1+, 2+ and 3+; None takes the classifier's own
     threshold : P(positive) from which a nucleus is positive; None takes the classifier's own
     device : "cpu", "cuda" or "cuda:N"
     offline : never touch the network
@@ -88,7 +88,7 @@ class RunConfig(BaseModel):
     halo_px: int | None = Field(None, ge=0)
     seed: int = Field(0, ge=0)
     bootstraps: int = Field(1000, ge=0)
-    grade_cuts: tuple[float, float, float] = (0.2, 0.4, 0.6)
+    grade_cuts: tuple[float, float, float] | None = None
     threshold: float | None = Field(None, ge=0, le=1)
     device: str = "cpu"
     offline: bool = False
@@ -110,8 +110,8 @@ class RunConfig(BaseModel):
 
     @field_validator("grade_cuts")
     @classmethod
-    def _increasing(cls, cuts: tuple[float, float, float]) -> tuple[float, float, float]:
-        if not 0 < cuts[0] < cuts[1] < cuts[2] < math.inf:
+    def _increasing(cls, cuts: tuple[float, float, float] | None) -> tuple[float, float, float] | None:
+        if cuts is not None and not 0 < cuts[0] < cuts[1] < cuts[2] < math.inf:
             raise ValueError("must be three increasing positive optical densities")
         return cuts
 

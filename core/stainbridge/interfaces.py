@@ -126,6 +126,11 @@ class PositivityClassifier(Plugin):
         """Operating point: a nucleus is positive where P(positive) is at or above it."""
         return 0.5
 
+    @property
+    def grade_cuts(self) -> tuple[float, float, float]:
+        """Mean DAB optical density from which a nucleus is 1+, 2+ and 3+; QuPath's by default."""
+        return 0.2, 0.4, 0.6
+
     @abstractmethod
     def classify(self, ihc: RGB, labels: LabelMap) -> NDArray[np.float64]:
         """Return P(positive) in [0, 1] per label, float64 (n,), for uint8 (H, W, 3) and int32 (H, W) with ids 0..n."""

@@ -136,9 +136,10 @@ def run_stages(source: Source, stages: Stages, *, progress: Progress | None = No
     classifier = calibrated(stages.classifier.plugin, rescale(source, stages.classifier.plugin.wants.mpp))
     tell("classify", 0, 1)
     threshold = classifier.threshold if config.threshold is None else config.threshold
-    nuclei, labels = tabulate(source, stitched, classifier, grade_cuts=config.grade_cuts, threshold=threshold)
+    cuts = config.grade_cuts or classifier.grade_cuts
+    nuclei, labels = tabulate(source, stitched, classifier, grade_cuts=cuts, threshold=threshold)
     tell("classify", 1, 1)
-    facts |= {"lost_in_resampling": len(stitched) - len(nuclei), "threshold": threshold}
+    facts |= {"lost_in_resampling": len(stitched) - len(nuclei), "threshold": threshold, "grade_cuts": list(cuts)}
     area_mm2 = source.shape[0] * source.shape[1] * mpp**2 / 1e6
     scores = score(nuclei, area_mm2=area_mm2, mpp=mpp, seed=config.seed, bootstraps=config.bootstraps)
     fitted = {"translator": he.translator if he else None, "segmenter": segmenter, "classifier": classifier}

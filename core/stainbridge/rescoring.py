@@ -108,7 +108,7 @@ def _in_force(summary: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "by": "p_positive",
         "threshold": provenance["segmentation"]["threshold"],
-        "grade_cuts": provenance["config"]["grade_cuts"],
+        "grade_cuts": provenance["segmentation"]["grade_cuts"],
     }
 
 

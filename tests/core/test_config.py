@@ -20,7 +20,7 @@ def load(tmp_path, text):
 def test_a_run_without_a_file_has_defaults():
     config = RunConfig()
     assert (config.translator, config.segmenter, config.classifier.name) == (None, None, "hsi")
-    assert (config.seed, config.bootstraps, config.grade_cuts, config.device) == (0, 1000, (0.2, 0.4, 0.6), "cpu")
+    assert (config.seed, config.bootstraps, config.grade_cuts, config.device) == (0, 1000, None, "cpu")
 
 
 def test_a_plugin_is_a_string_or_a_table(tmp_path):

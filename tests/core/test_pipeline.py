@@ -370,3 +370,20 @@ def test_provenance_names_input_plugins_versions_and_configuration(whole):
     assert record["software"]["stainbridge"] == stainbridge.__version__
     assert record["software"]["libraries"]["numpy"] == np.__version__
     assert record["config"]["seed"] == 0
+
+
+def test_the_classifiers_cuts_grade_the_nuclei_unless_the_run_has_its_own(sample):
+    def grades(classifier, **config):
+        result = stainbridge.run(sample.source, "identity", Threshold(), classifier, config=RunConfig(**config))
+        return (
+            result.nuclei.grade,
+            result.nuclei.features["dab_od_mean"],
+            result.provenance["segmentation"]["grade_cuts"],
+        )
+
+    grade, od, cuts = grades({"name": "dab", "thresholds_od": (0.1, 0.3, 0.5)})
+    assert cuts == [0.1, 0.3, 0.5]
+    assert np.array_equal(grade, np.digitize(od, cuts))
+    grade, od, cuts = grades({"name": "dab", "thresholds_od": (0.1, 0.3, 0.5)}, grade_cuts=(0.2, 0.5, 0.9))
+    assert cuts == [0.2, 0.5, 0.9]
+    assert np.array_equal(grade, np.digitize(od, cuts))

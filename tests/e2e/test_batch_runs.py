@@ -98,7 +98,7 @@ def test_resume_does_not_keep_another_picture_of_that_name(pictures, out):
         ({"mpp": 0.25}, "mpp (0.5 there, 0.25 now)"),
         ({"mpp": None}, "mpp (0.5 there, None now)"),
         ({"classifier": "dab"}, "classifier.name ('hsi' there, 'dab' now)"),
-        ({"grade_cuts": (0.1, 0.4, 0.6)}, "grade_cuts ([0.2, 0.4, 0.6] there, [0.1, 0.4, 0.6] now)"),
+        ({"grade_cuts": (0.1, 0.4, 0.6)}, "grade_cuts (None there, [0.1, 0.4, 0.6] now)"),
         (
             {"segmenter": {"name": "baseline", "least_area_um2": 21.0}},
             "segmenter.least_area_um2 (None there, 21.0 now)",

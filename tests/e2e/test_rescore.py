@@ -48,7 +48,7 @@ def rescored(folder, **options):
 
 def test_what_was_not_changed_is_written_down_as_the_run_had_it(folder):
     run = summary(folder)["provenance"]
-    threshold, cuts = run["segmentation"]["threshold"], run["config"]["grade_cuts"]
+    threshold, cuts = run["segmentation"]["threshold"], run["segmentation"]["grade_cuts"]
     assert rescored(folder, grade_cuts=CUTS) == {"by": "p_positive", "threshold": threshold, "grade_cuts": [*CUTS]}
     assert rescored(folder, grade_cuts=tuple(cuts)) == {"by": "p_positive", "threshold": threshold, "grade_cuts": cuts}
     assert rescored(folder, threshold=0.7) == {"by": "p_positive", "threshold": 0.7, "grade_cuts": cuts}
@@ -70,7 +70,7 @@ def test_rescoring_as_the_run_did_changes_no_nucleus(folder, pristine):
     run = summary(folder)["provenance"]
     rescored(folder, by="dab_od_mean", threshold=0.1, grade_cuts=CUTS)
     assert (folder / "nuclei.csv").read_bytes() != (pristine / "out" / "nuclei.csv").read_bytes()
-    rescored(folder, threshold=run["segmentation"]["threshold"], grade_cuts=tuple(run["config"]["grade_cuts"]))
+    rescored(folder, threshold=run["segmentation"]["threshold"], grade_cuts=tuple(run["segmentation"]["grade_cuts"]))
     for name in ("nuclei.csv", "nuclei.geojson", "overlay.png", "labels.ome.tif"):
         assert (folder / name).read_bytes() == (pristine / "out" / name).read_bytes(), name
 

@@ -122,7 +122,7 @@ def test_a_nucleus_is_positive_from_the_threshold_up():
     assert (p >= dab.threshold).tolist() == [False, True]
     assert p == pytest.approx(1 - 10.0 ** -np.array([0.15, 0.25]), abs=0.02)
     assert dab.threshold == pytest.approx(1 - 10**-0.2)
-    assert (p >= Dab(Dab.Config(threshold_od=0.3)).threshold).tolist() == [False, False]
+    assert (p >= Dab(Dab.Config(thresholds_od=(0.3, 0.4, 0.6))).threshold).tolist() == [False, False]
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from stainbridge import RGB, LabelMap, PluginConfig, PositivityClassifier, Wants
 from stainbridge.color import DAB, HAEMATOXYLIN, unmix
@@ -59,17 +59,26 @@ class Dab(PositivityClassifier):
     """Calls a nucleus positive by its mean DAB optical density, as QuPath does.
 
     P(positive) is the share of light that the mean density absorbs, 1 - 10**(-od): 0.37, 0.60 and 0.75 at 0.2, 0.4 and 0.6.
-    The grades 1+, 2+ and 3+ come from `grade_cuts` of the run, and later from ``stainbridge rescore --grade-cuts``.
+    Its thresholds grade the nuclei 1+, 2+ and 3+ unless the run has `grade_cuts` of its own.
     """
 
     name = "dab"
     api = 1
 
     class Config(PluginConfig):
-        """The operating point, QuPath's by default."""
+        """QuPath's thresholds by default."""
 
-        threshold_od: float = Field(0.2, gt=0, le=3, description="positive from this mean DAB optical density up")
+        thresholds_od: tuple[float, float, float] = Field(
+            (0.2, 0.4, 0.6), description="mean DAB optical density from which a nucleus is 1+ (positive), 2+ and 3+"
+        )
         background: float = Field(255.0, gt=1, le=255, description="brightness of glass, 0..255")
+
+        @field_validator("thresholds_od")
+        @classmethod
+        def _increasing(cls, cuts: tuple[float, float, float]) -> tuple[float, float, float]:
+            if not 0 < cuts[0] < cuts[1] < cuts[2] <= 3:
+                raise ValueError("must be three increasing optical densities, above 0 and up to 3")
+            return cuts
 
     @property
     def wants(self) -> Wants:
@@ -78,8 +87,13 @@ class Dab(PositivityClassifier):
 
     @property
     def threshold(self) -> float:
-        """The share of light absorbed at `threshold_od`."""
-        return float(_absorbed(np.float64(self.config.threshold_od)))
+        """The share of light absorbed at the threshold of 1+."""
+        return float(_absorbed(np.float64(self.config.thresholds_od[0])))
+
+    @property
+    def grade_cuts(self) -> tuple[float, float, float]:
+        """Its thresholds."""
+        return self.config.thresholds_od
 
     def classify(self, ihc: RGB, labels: LabelMap) -> NDArray[np.float64]:
         """Return the share of light that DAB absorbs per label, float64 (n,)."""
