@@ -18,9 +18,7 @@ from typing import Annotated, Any, Self, get_args
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from .errors import ConfigError, StainbridgeError, nearest
-
-PLAUSIBLE_MPP = (0.05, 20.0)
-"""Micrometres per pixel that a picture of tissue can have."""
+from .records import PLAUSIBLE_MPP
 
 
 @dataclass(frozen=True)

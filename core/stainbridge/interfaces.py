@@ -22,6 +22,9 @@ from .records import RGB, LabelMap, Result, Sample
 API_VERSION = 1
 """The version of these contracts; a plugin states in `api` the version it was written for."""
 
+GRADE_CUTS = (0.2, 0.4, 0.6)
+"""Mean DAB optical density of 1+, 2+ and 3+ in QuPath's positive cell detection."""
+
 Stain: TypeAlias = Literal["ihc", "he"]
 Kind: TypeAlias = Literal["translator", "segmenter", "classifier", "metric"]
 
@@ -129,7 +132,7 @@ class PositivityClassifier(Plugin):
     @property
     def grade_cuts(self) -> tuple[float, float, float]:
         """Mean DAB optical density from which a nucleus is 1+, 2+ and 3+; QuPath's by default."""
-        return 0.2, 0.4, 0.6
+        return GRADE_CUTS
 
     @abstractmethod
     def classify(self, ihc: RGB, labels: LabelMap) -> NDArray[np.float64]:

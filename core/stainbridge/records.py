@@ -23,6 +23,9 @@ RGB: TypeAlias = NDArray[np.uint8]
 LabelMap: TypeAlias = NDArray[np.int32]
 """Instance labels, int32, (H, W) or as a batch (N, H, W); 0 is background, ids 1..n without gaps per image."""
 
+PLAUSIBLE_MPP = (0.05, 20.0)
+"""Micrometres per pixel that a picture of tissue can have."""
+
 
 @runtime_checkable
 class Source(Protocol):

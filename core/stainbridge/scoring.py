@@ -16,11 +16,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .errors import ConfigError, ContractViolation, nearest
+from .interfaces import GRADE_CUTS
 from .records import Nuclei
 from .resampling import resample
-
-GRADE_CUTS = (0.2, 0.4, 0.6)
-"""Mean DAB optical density from which a nucleus is 1+, 2+ and 3+; QuPath's defaults."""
 
 SENSITIVITY_P = tuple(step / 20 for step in range(1, 20))
 """Thresholds of P(positive) at which the sensitivity curve is given."""

@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stainbridge.errors import ConfigError, ContractViolation
+from stainbridge.interfaces import GRADE_CUTS
 from stainbridge.records import Nuclei
 from stainbridge.resampling import MIN_BLOCKS
-from stainbridge.scoring import GRADE_CUTS, grades, rescore, score, sensitivity
+from stainbridge.scoring import grades, rescore, score, sensitivity
 
 HOW = {"area_mm2": 0.5, "mpp": 0.25}
 

@@ -1,6 +1,6 @@
 """Decide whether what a file says about resolution is the size of a pixel on the glass.
 
-The rule: a value counts only if it lies within `PLAUSIBLE_UM`, whoever wrote it. Cameras, screens and editors write
+The rule: a value counts only if it lies within `PLAUSIBLE_MPP`, whoever wrote it. Cameras, screens and editors write
 72, 96 or 300 dots per inch (353, 265 and 85 um) into files that know nothing of a microscope, and converters carry that
 on into OME; microscopes give 0.05 um (oil immersion, oversampled) to 20 um (overview).
 """
@@ -8,9 +8,7 @@ on into OME; microscopes give 0.05 um (oil immersion, oversampled) to 20 um (ove
 from __future__ import annotations
 
 from stainbridge.errors import UnsupportedPicture
-
-PLAUSIBLE_UM = (0.05, 20.0)
-"""Smallest and largest micrometres per pixel that are believed."""
+from stainbridge.records import PLAUSIBLE_MPP
 
 MICROMETRES = {
     "m": 1e6,
@@ -41,7 +39,7 @@ def square_mpp(x_um: float | None, y_um: float | None, name: str) -> float | Non
     UnsupportedPicture
         If both sides are believable and differ by more than `ANISOTROPY`.
     """
-    believed = [um for um in (x_um, y_um) if um is not None and PLAUSIBLE_UM[0] <= um <= PLAUSIBLE_UM[1]]
+    believed = [um for um in (x_um, y_um) if um is not None and PLAUSIBLE_MPP[0] <= um <= PLAUSIBLE_MPP[1]]
     if len(believed) < 2:
         return None
     if abs(believed[0] / believed[1] - 1) > ANISOTROPY:
