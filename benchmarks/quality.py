@@ -23,8 +23,8 @@ from skimage.io import imread
 
 import stainbridge
 from stainbridge.datasets.deepliif import read_sample
+from stainbridge.overlap import dice_counts, match_counts, overlaps
 from stainbridge.records import Image, Labels, Sample
-from stainbridge_plugins.metrics.matching import dice_counts, match_counts, overlaps
 
 IHC = ("22_2_IHC", "34_3_IHC", "6_2_IHC", "Lung1")
 HE_MPP = {"he_monuseg": 0.25, "he_nucls": 0.2, "he_dsb2018": 0.25}

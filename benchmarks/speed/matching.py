@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from machine import write
 
-from stainbridge_plugins.metrics.matching import match_counts, overlaps
+from stainbridge.overlap import match_counts, overlaps
 
 SWEEP = tuple(range(50, 100, 5))
 EXACT = (10, 20, 30, 40, *SWEEP)

@@ -9,8 +9,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .benchmarking import benchmark
     from .config import RunConfig
+    from .datasets import open_dataset
     from .discovery import build, catalog
+    from .evaluation import evaluate
     from .hookspecs import hookimpl
     from .interfaces import (
         API_VERSION,
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
         Metric,
         Plugin,
         PluginConfig,
+        Poolable,
         PositivityClassifier,
         Segmenter,
         Trainable,
@@ -28,13 +32,16 @@ if TYPE_CHECKING:
     from .io import open_picture, save
     from .pipeline import run
     from .records import RGB, Image, LabelMap, Labels, Nuclei, Result, Sample, Source
+    from .scores import Benchmark, Scores
     from .scoring import rescore, score
+    from .suite import Suite
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "API_VERSION": "interfaces",
     "Batched": "interfaces",
+    "Benchmark": "scores",
     "Calibrated": "interfaces",
     "Image": "records",
     "LabelMap": "records",
@@ -43,19 +50,25 @@ _HOMES = {
     "Nuclei": "records",
     "Plugin": "interfaces",
     "PluginConfig": "interfaces",
+    "Poolable": "interfaces",
     "PositivityClassifier": "interfaces",
     "RGB": "records",
     "Result": "records",
     "RunConfig": "config",
     "Sample": "records",
+    "Scores": "scores",
     "Segmenter": "interfaces",
     "Source": "records",
+    "Suite": "suite",
     "Trainable": "interfaces",
     "Translator": "interfaces",
     "Wants": "interfaces",
+    "benchmark": "benchmarking",
     "build": "discovery",
     "catalog": "discovery",
+    "evaluate": "evaluation",
     "hookimpl": "hookspecs",
+    "open_dataset": "datasets",
     "open_picture": "io",
     "rescore": "scoring",
     "run": "pipeline",
@@ -67,6 +80,7 @@ __all__ = [
     "API_VERSION",
     "RGB",
     "Batched",
+    "Benchmark",
     "Calibrated",
     "Image",
     "LabelMap",
@@ -75,18 +89,24 @@ __all__ = [
     "Nuclei",
     "Plugin",
     "PluginConfig",
+    "Poolable",
     "PositivityClassifier",
     "Result",
     "RunConfig",
     "Sample",
+    "Scores",
     "Segmenter",
     "Source",
+    "Suite",
     "Trainable",
     "Translator",
     "Wants",
+    "benchmark",
     "build",
     "catalog",
+    "evaluate",
     "hookimpl",
+    "open_dataset",
     "open_picture",
     "rescore",
     "run",

@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 import typer
 
+from .cli_benchmark import benchmark
+from .cli_datasets import datasets_app, detections_app
 from .errors import StainbridgeError
 
 app = typer.Typer(
@@ -22,6 +24,9 @@ plugins_app = typer.Typer(help="What is installed, and why something is not.", i
 models_app = typer.Typer(help="Pinned configurations with their weights.", invoke_without_command=True)
 app.add_typer(plugins_app, name="plugins")
 app.add_typer(models_app, name="models")
+app.add_typer(datasets_app, name="datasets")
+app.add_typer(detections_app, name="detections")
+app.command()(benchmark)
 
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")]
 Registries = Annotated[list[Path] | None, typer.Option("--registry", help="A further registry file; may be repeated.")]

@@ -82,6 +82,22 @@ class WeightsCorrupt(StainbridgeError, ValueError):
     """A weight file does not have the registered hash or size, or is not what it should be."""
 
 
+class UnknownDataset(StainbridgeError, LookupError):
+    """No data set or split has this name."""
+
+
+class DataUnavailable(StainbridgeError, FileNotFoundError):
+    """A data set is not on the disk and cannot be fetched, or has no truth."""
+
+
+class DataCorrupt(StainbridgeError, ValueError):
+    """An archive has another hash or is hostile, or the files of a data set do not belong together."""
+
+
+class UnusableTruth(StainbridgeError, ValueError):
+    """A truth file cannot be read as instance labels, or does not fit its picture."""
+
+
 class DeviceUnavailable(StainbridgeError, RuntimeError):
     """A device was asked for that this machine does not have."""
 

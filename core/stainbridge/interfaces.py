@@ -179,6 +179,24 @@ class Calibrated(Protocol):
 
 
 @runtime_checkable
+class Poolable(Protocol):
+    """Capability of a metric: its pooled values follow from the values of the pictures.
+
+    That makes bootstrap intervals and paired comparisons possible, and pooling from a table on disk.
+    """
+
+    def pool(
+        self, images: Mapping[str, NDArray[np.float64]], weights: NDArray[np.float64]
+    ) -> dict[str, NDArray[np.float64]]:
+        """Return pooled values float64 (B,) by name, as `compute` names them, without any state.
+
+        `images` are the values of n pictures as `update` returned them, float64 (n,) by name; `weights` float64 (B, n) says how
+        often each picture counts in each of B drawings. `compute` equals one drawing of ones.
+        """
+        ...
+
+
+@runtime_checkable
 class Trainable(Protocol):
     """Capability: learns from data; keeps its own training loop."""
 

@@ -125,11 +125,17 @@ def run(
     return run_stages(opened, Stages.build(config, instances))
 
 
-def run_stages(source: Source, stages: Stages, *, progress: Progress | None = None) -> Result:
-    """Run constructed plugins on one source that has an mpp; see `run`."""
+def run_stages(source: Source, stages: Stages, *, he: Source | None = None, progress: Progress | None = None) -> Result:
+    """Run constructed plugins on one source that has an mpp; see `run`.
+
+    Parameters
+    ----------
+    he : virtual H&E of the same field that was made before; no translator is asked then
+    """
     mpp, config = _require_mpp(source, stages.segmenter.plugin), stages.config
     tell = progress or _silent
-    he = None if stages.translator is None else _translated(source, stages.translator.plugin, config)
+    if he is None and stages.translator is not None:
+        he = translated(source, stages.translator.plugin, config)
     segmenter = _fitted_segmenter(he or source, stages.segmenter.plugin)
     stitched, facts = _segmented(he or source, segmenter, config, tell)
     assert isinstance(stages.classifier.plugin, PositivityClassifier)
@@ -142,8 +148,11 @@ def run_stages(source: Source, stages: Stages, *, progress: Progress | None = No
     facts |= {"lost_in_resampling": len(stitched) - len(nuclei), "threshold": threshold, "grade_cuts": list(cuts)}
     area_mm2 = source.shape[0] * source.shape[1] * mpp**2 / 1e6
     scores = score(nuclei, area_mm2=area_mm2, mpp=mpp, seed=config.seed, bootstraps=config.bootstraps)
-    fitted = {"translator": he.translator if he else None, "segmenter": segmenter, "classifier": classifier}
+    translator = he.translator if isinstance(he, Translated) else None
+    fitted = {"translator": translator, "segmenter": segmenter, "classifier": classifier}
     record = provenance.describe(source, stages.plugins(), config, facts, fitted=fitted)
+    if isinstance(he, Translated):
+        record["translation"] = {"mpp": he.mpp, "core_px": he.core_px}
     return Result(source, labels, nuclei, he, scores, record)
 
 
@@ -180,7 +189,8 @@ def _require_mpp(source: Source, segmenter: Plugin) -> float:
     )
 
 
-def _translated(source: Source, translator: Plugin, config: RunConfig) -> Translated:
+def translated(source: Source, translator: Plugin, config: RunConfig) -> Translated:
+    """Return the virtual H&E of `source`, made tile by tile when it is read."""
     assert isinstance(translator, Translator)
     ihc = rescale(source, translator.wants.mpp)
     return Translated(ihc, calibrated(translator, ihc), core_px=config.tile_px)

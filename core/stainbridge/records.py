@@ -5,7 +5,8 @@ Coordinates are (y, x) in pixels; pixel (0, 0) has its centre at (0.0, 0.0). Box
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import weakref
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
@@ -16,6 +17,8 @@ from .errors import ContractViolation, UnsupportedPicture
 
 if TYPE_CHECKING:
     import pandas
+
+    from .overlap import Overlaps
 
 RGB: TypeAlias = NDArray[np.uint8]
 """Colour pixels, uint8, (H, W, 3) or as a batch (N, H, W, 3), 0..255, sRGB."""
@@ -252,12 +255,40 @@ class Sample:
     source: Source
     truth: Labels
     positive: NDArray[np.bool_] | None = None
+    _counted: tuple[Any, Overlaps] | None = field(default=None, init=False, repr=False, compare=False)
+
+    def overlaps(self, labels: LabelSource) -> Overlaps:
+        """Return the shared pixels of truth and predicted `labels`; counted once for the metrics that ask one after another.
+
+        Raises
+        ------
+        ContractViolation
+            If the two differ in size, or `labels` holds anything but non-negative integers.
+        """
+        from .overlap import overlaps
+
+        if self._counted is None or self._counted[0]() is not labels:
+            found = overlaps(self.truth.array, labels.read(0, 0, *labels.shape))
+            object.__setattr__(self, "_counted", (_reference(labels), found))
+            return found
+        return self._counted[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_counted": None}
 
     def __post_init__(self) -> None:
         if self.truth.shape != self.source.shape:
             raise ContractViolation(
                 f"{self.source.name!r}: picture {self.source.shape} and truth {self.truth.shape} differ in size."
             )
+
+
+def _reference(labels: LabelSource) -> Callable[[], LabelSource | None]:
+    """Refer to labels without keeping them alive; to those that allow no weak reference, to nothing, so that they are counted anew."""
+    try:
+        return weakref.ref(labels)
+    except TypeError:
+        return lambda: None
 
 
 def check_label_map(labels: NDArray[Any], what: str) -> int:

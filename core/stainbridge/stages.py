@@ -104,10 +104,7 @@ def check_wants(kind: Kind, plugin: Plugin) -> None:
 def pad(batch: RGB, wants: Wants) -> RGB:
     """Mirror uint8 (N, H, W, 3) at its lower right up to the plugin's tile, or to a multiple of its `multiple_of`."""
     sides = batch.shape[1:3]
-    if wants.tile is None:
-        target = [-(-side // wants.multiple_of) * wants.multiple_of for side in sides]
-    else:
-        target = [wants.tile, wants.tile]
+    target = [wants.tile or -(-side // wants.multiple_of) * wants.multiple_of for side in sides]
     extra = [wanted - side for wanted, side in zip(target, sides, strict=True)]
     if not any(extra):
         return batch
@@ -192,6 +189,11 @@ class Translated:
     def name(self) -> str:
         """Name of the picture."""
         return self.source.name
+
+    @property
+    def core_px(self) -> int:
+        """Side of a tile's core, where neighbouring tiles meet."""
+        return self._core
 
     @property
     def shape(self) -> tuple[int, int]:

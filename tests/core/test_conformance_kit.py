@@ -258,6 +258,11 @@ MUTANTS = [
         "does_not_depend_on_the_numbering",
         "Other ids gave",
     ),
+    (
+        broken(Share, pool=lambda s, images, weights: {"share": weights @ images["share"]}),
+        "pools_from_the_values_of_pictures",
+        "`pool` gave",
+    ),
     (broken(Share, __init__=lambda s: setattr(s, "seen", SHARED)), "instances_do_not_share_state", "of another"),
     (broken(Share, compute=lambda s: {"share": float(s.seen.pop())}), "instances_do_not_share_state", "pop from empty"),
     (

@@ -8,11 +8,11 @@ from skimage.measure import regionprops
 
 from stainbridge.color import DAB, EOSIN, HAEMATOXYLIN, mix
 from stainbridge.datasets.deepliif import read_sample
+from stainbridge.overlap import match_counts, overlaps
 from stainbridge.records import check_label_map
 from stainbridge.scale import Rescaled
 from stainbridge_plugins.baseline.segmenter import Watershed
 from stainbridge_plugins.baseline.splitting import Shape, best_components, without_small_holes
-from stainbridge_plugins.metrics.matching import match_counts, overlaps
 
 SIDE = 300
 

@@ -19,7 +19,7 @@ from stainbridge.testing import blank_glass, dark_tissue, synthetic_he
 from stainbridge.weights import fetch
 from stainbridge_plugins.instanseg.scaling import darkest_and_brightest, scaled
 from stainbridge_plugins.instanseg.segmenter import FILE, InstanSeg, _with_room, _without_gaps
-from stainbridge_plugins.metrics.metrics import InstanceMatching
+from stainbridge_plugins.metrics.masks import InstanceMatching
 
 MODEL = "instanseg/brightfield"
 MONUSEG = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "he_monuseg"

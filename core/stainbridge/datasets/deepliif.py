@@ -6,15 +6,26 @@ quantification, Nature Machine Intelligence 4, 2022.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stainbridge.errors import ConfigError, UnreadablePicture, UnsupportedPicture, nearest
+from stainbridge.errors import (
+    ConfigError,
+    DataCorrupt,
+    DataUnavailable,
+    StainbridgeError,
+    UnreadablePicture,
+    UnsupportedPicture,
+    nearest,
+)
 from stainbridge.io import open_picture
-from stainbridge.records import RGB, Image, LabelMap, Labels, Sample
+from stainbridge.records import RGB, Image, LabelMap, Labels, Sample, Source
+
+from .item import Item, Place, listed, scale_unknown
 
 Reading = Literal["interior", "interior+outline"]
 """What of a nucleus counts: without or with the green outline, which is about a third of its area."""
@@ -24,6 +35,79 @@ TILES = ("IHC", "Hematoxylin", "DAPI", "Lap2", "Marker", "Seg")
 
 MPP = 0.25
 """Micrometres per pixel of the published tiles."""
+
+_IHC, _SEG = "_IHC", "_Seg"
+
+
+@dataclass(frozen=True)
+class DeepliifItem(Item):
+    """A strip, or a pair ``NAME_IHC`` and ``NAME_Seg``."""
+
+    reading: Reading = "interior+outline"
+
+    def source(self) -> Source:
+        """Read the IHC."""
+        if self.mpp is None:
+            raise scale_unknown(self.picture)
+        return Image(_ihc_and_seg(self.picture)[0], self.mpp, self.name)
+
+    def sample(self) -> Sample:
+        """Read IHC and segmentation."""
+        if self.mpp is None:
+            raise scale_unknown(self.picture)
+        return _sample(self.picture, self.name, self.reading, self.mpp)
+
+
+def deepliif_items(place: Place) -> list[Item]:
+    """List the PNG strips and pairs of a folder; only the headers of the strips are read.
+
+    Raises
+    ------
+    DataUnavailable
+        If there is none.
+    DataCorrupt
+        If a picture is neither, or half of a pair is missing.
+    """
+    reading = check_reading(place.reading or "interior+outline")
+    chosen = [path for path in sorted(place.folder.glob("*.png")) if place.wants(path) or _is_seg(path)]
+    pictures = [path for path in chosen if not _is_seg(path)]
+    if not pictures:
+        raise DataUnavailable(f"{str(place.folder)!r} holds no DeepLIIF picture (*.png).")
+    orphans = [path.name for path in chosen if _is_seg(path) and not _other(path, _SEG, _IHC).exists()]
+    without = [path.name for path in pictures if _is_ihc(path) and not _other(path, _IHC, _SEG).exists()]
+    strange = [found for path in pictures if not _is_ihc(path) and (found := _not_a_strip(path))]
+    faults = {
+        f"lack NAME{_SEG}.png": without,
+        f"lack NAME{_IHC}.png": [] if place.patterns else orphans,
+        "are neither strips of six square tiles nor pairs": strange,
+    }
+    told = [f"{len(names)} files {fault}: {listed(names)}" for fault, names in faults.items() if names]
+    if told:
+        raise DataCorrupt(
+            f"{str(place.folder)!r}: {'; '.join(told)}.\n"
+            "Complete or remove them, or choose by pictures = [PATTERN, ...] in the data set's table."
+        )
+    return [
+        DeepliifItem(
+            path.stem.removesuffix(_IHC),
+            path,
+            place.mpp,
+            truth=_other(path, _IHC, _SEG) if _is_ihc(path) else path,
+            reading=reading,
+        )
+        for path in pictures
+    ]
+
+
+def check_reading(reading: str) -> Reading:
+    """Return a reading that exists; raises ConfigError, naming the nearest."""
+    allowed = get_args(Reading)
+    if reading not in allowed:
+        raise ConfigError(
+            f"Unknown reading {reading!r} of a DeepLIIF segmentation; allowed: {', '.join(allowed)}."
+            f"{nearest(reading, allowed)}"
+        )
+    return cast(Reading, reading)
 
 
 def read_sample(path: Path | str, *, reading: Reading = "interior+outline", mpp: float = MPP) -> Sample:
@@ -37,21 +121,7 @@ def read_sample(path: Path | str, *, reading: Reading = "interior+outline", mpp:
         If a strip is not six square tiles or a picture and its segmentation differ in size.
     """
     path = Path(path)
-    if path.stem.endswith("_IHC"):
-        seg_path = path.with_name(path.stem.removesuffix("_IHC") + "_Seg" + path.suffix)
-        if not seg_path.exists():
-            raise UnreadablePicture(f"{path.name!r} needs its segmentation beside it; {seg_path.name!r} is not there.")
-        ihc, seg = _pixels(path), _pixels(seg_path)
-    else:
-        tiles = split_strip(_pixels(path), name=path.name)
-        ihc, seg = tiles["IHC"], tiles["Seg"]
-    if ihc.shape != seg.shape:
-        raise UnsupportedPicture(
-            f"{path.name!r}: the IHC and its segmentation must have one size; "
-            f"found {ihc.shape[:2]} and {seg.shape[:2]}."
-        )
-    labels, positive = instances(seg, reading=reading)
-    return Sample(Image(ihc, mpp, path.stem), Labels(labels, mpp), positive)
+    return _sample(path, path.stem, reading, mpp)
 
 
 def split_strip(strip: RGB, *, name: str = "strip") -> dict[str, RGB]:
@@ -97,12 +167,7 @@ def instances(
     from skimage.segmentation import watershed
 
     _check_rgb(seg, "segmentation")
-    if reading not in get_args(Reading):
-        allowed = get_args(Reading)
-        raise ConfigError(
-            f"Unknown reading {reading!r} of a DeepLIIF segmentation; allowed: {', '.join(allowed)}."
-            f"{nearest(reading, allowed)}"
-        )
+    check_reading(reading)
     red, green, blue = (seg[..., channel] for channel in range(3))
     outline = green > 127
     positives = _components((red > 127) & (red >= blue) & ~outline, min_px)
@@ -113,6 +178,50 @@ def instances(
         relief = distance_transform_edt(labels == 0)
         labels = watershed(relief, labels, connectivity=2, mask=outline | (labels > 0)).astype(np.int32)
     return labels, np.arange(n_positive + n_negative) < n_positive
+
+
+def _sample(path: Path, name: str, reading: Reading, mpp: float) -> Sample:
+    ihc, seg = _ihc_and_seg(path)
+    labels, positive = instances(seg, reading=reading)
+    return Sample(Image(ihc, mpp, name), Labels(labels, mpp), positive)
+
+
+def _ihc_and_seg(path: Path) -> tuple[RGB, RGB]:
+    """Read the two tiles of a strip, or a picture and the segmentation beside it."""
+    if not _is_ihc(path):
+        tiles = split_strip(_pixels(path), name=path.name)
+        return tiles["IHC"], tiles["Seg"]
+    seg_path = _other(path, _IHC, _SEG)
+    if not seg_path.exists():
+        raise UnreadablePicture(f"{path.name!r} needs its segmentation beside it; {seg_path.name!r} is not there.")
+    ihc, seg = _pixels(path), _pixels(seg_path)
+    if ihc.shape != seg.shape:
+        raise UnsupportedPicture(
+            f"{path.name!r}: the IHC and its segmentation must have one size; "
+            f"found {ihc.shape[:2]} and {seg.shape[:2]}."
+        )
+    return ihc, seg
+
+
+def _is_ihc(path: Path) -> bool:
+    return path.stem.endswith(_IHC)
+
+
+def _is_seg(path: Path) -> bool:
+    return path.stem.endswith(_SEG)
+
+
+def _other(path: Path, own: str, other: str) -> Path:
+    return path.with_name(path.stem.removesuffix(own) + other + path.suffix)
+
+
+def _not_a_strip(path: Path) -> str:
+    """Return what is wrong with a picture that should be a strip; a damaged one shows when it is read."""
+    try:
+        height, width = open_picture(path, mpp=MPP).shape
+    except StainbridgeError:
+        return ""
+    return "" if width == len(TILES) * height else f"{path.name} ({width} x {height} px)"
 
 
 def _components(mask: NDArray[np.bool_], min_px: int) -> LabelMap:

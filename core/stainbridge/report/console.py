@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -20,6 +21,7 @@ from ..loading import Catalog, Problem
 from ..pipeline import Progress as Told
 from ..records import Result
 from ..registry import Registry
+from ..scores import Benchmark, Scores, cell_row
 
 PIPE_WIDTH = 4000
 """Columns where no terminal limits them: a table is then as wide as its content."""
@@ -98,6 +100,52 @@ def print_entries(entries: Sequence[Entry], out: Path, *, as_json: bool = False)
     ]
     names = ("picture", "status", "nuclei", "positive", "% positive", "seconds", "error")
     table(f"Results in {out} (ledger: {out / LEDGER})", names, rows, right=names[2:6])
+
+
+@contextmanager
+def benchmark_progress() -> Iterator[Callable[[str, int, int, str], None]]:
+    """Show on stderr what a benchmark is at; a failure is said at once."""
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        task = bars.add_task("", total=None)
+
+        def told(what: str, done: int, total: int, failure: str) -> None:
+            bars.update(task, description=escape(what), completed=done, total=total)
+            if failure:
+                bars.console.print(f"[red]failed[/red] {escape(failure)}", soft_wrap=True)
+
+        yield told
+
+
+def print_benchmark(found: Benchmark, *, as_json: bool = False) -> None:
+    """Print one row per cell, and where everything lies."""
+    if as_json:
+        print_json([cell_row(cell) for cell in found.cells])
+        return
+    for dataset in dict.fromkeys(cell.combination.dataset for cell in found.cells):
+        rows = [_cell_cells(cell) for cell in found.cells if cell.combination.dataset == dataset]
+        names = ("method", "role", "pictures", "failed", *_BENCHMARKED.values(), "flags", "error")
+        table(dataset, names, rows, right=names[2:-2])
+    print_line(f"Tables, figures and report.html: {found.folder}")
+
+
+_BENCHMARKED = {
+    "dice/dice_pooled": "Dice",
+    "matching/precision@0.50": "precision",
+    "matching/recall@0.50": "recall",
+    "matching/f1@0.50": "F1 at 0.5",
+    "panoptic/pq": "PQ",
+    "detection/f1": "detection F1",
+}
+
+
+def _cell_cells(cell: Scores) -> tuple[Any, ...]:
+    values = (cell.pooled.get(key) for key in _BENCHMARKED)
+    shown = (None if value is None or math.isnan(value) else f"{value:.3f}" for value in values)
+    errors = dict.fromkeys(image.error for image in cell.failed)
+    first = next(iter(errors), cell.error).split("\n")[0] or None
+    named = cell.combination
+    return named.method, named.role, len(cell.done), len(cell.failed), *shown, "; ".join(cell.flags) or None, first
 
 
 def print_scores(result: Result, folder: Path) -> None:

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from stainbridge.interfaces import Poolable
 from stainbridge.records import LabelMap, Labels, Nuclei, Result, Sample
 
 from .subject import MPP, Subject, picture, require
@@ -91,6 +92,23 @@ def does_not_write_into_its_input(subject: Subject) -> None:
     require(kept, "The predicted or the true labels were changed.")
 
 
+def pools_from_the_values_of_pictures(subject: Subject) -> None:
+    """A `Poolable` metric pools to what `compute` gives, and a picture that weighs two counts as if it were seen twice."""
+    if not isinstance(subject.plugin, Poolable):
+        return
+    pairs = [(_result(truth, keep=keep), truth) for truth, keep in ((_truth(0), 1.0), (_truth(1), 0.5))]
+    metric = subject.make()
+    rows = [metric.update(*pair) for pair in pairs]
+    images = {name: np.array([row[name] for row in rows], np.float64) for name in rows[0]}
+    drawn = metric.pool(images, np.array([[1.0, 1.0], [2.0, 1.0]]))
+    twice = subject.make()
+    for pair in (pairs[0], *pairs):
+        twice.update(*pair)
+    for row, wanted in ((0, metric.compute()), (1, twice.compute())):
+        found = {name: float(values[row]) for name, values in drawn.items()}
+        require(_same(found, wanted), f"`pool` gave {found} where `compute` gives {wanted}.")
+
+
 def _truth(seed: int, nuclei: int = 20) -> Sample:
     return picture("ihc", (256, 256), nuclei, MPP, seed)
 
@@ -142,4 +160,5 @@ CHECKS = (
     does_not_depend_on_the_numbering,
     instances_do_not_share_state,
     does_not_write_into_its_input,
+    pools_from_the_values_of_pictures,
 )
