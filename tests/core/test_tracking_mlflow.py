@@ -225,8 +225,11 @@ def test_a_locked_store_stops_nobody_and_gets_everything_later(folder, monkeypat
         assert time.monotonic() - since < 10
         other.execute("ROLLBACK")
         assert tracking.flush(now=True) == mirror.Flushed(sent=28)
+        tracking.run("b", "second")
+        assert tracking.flush() == mirror.Flushed(sent=1)
     client = client_of(folder)
-    assert len(history(client, runs_in(client)[0], "loss")) == 25
+    (found,) = (one for one in runs_in(client) if one.info.run_name == "run a")
+    assert len(history(client, found, "loss")) == 25
 
 
 def test_a_store_that_was_removed_gets_everything_again(folder, empty_store):

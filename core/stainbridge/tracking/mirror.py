@@ -101,8 +101,8 @@ class Mirror:
             waiting = self._waiting(self._read())
         self._problem = problem
         self._failures = self._failures + 1 if problem else 0
-        if problem:
-            self._not_before = time.monotonic() + _RETRY_S[min(self._failures, len(_RETRY_S)) - 1]
+        rest_s = _RETRY_S[min(self._failures, len(_RETRY_S)) - 1] if problem else 0.0
+        self._not_before = time.monotonic() + rest_s
         return Flushed(sending.sent, waiting, tuple(sending.refused), problem)
 
     def write(self, progress: _Progress) -> None:
