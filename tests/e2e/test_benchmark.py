@@ -255,6 +255,21 @@ def test_mlflow_shows_a_run_per_cell_below_the_suites_run_and_never_twice(data, 
     assert any(one.path == "tables" for one in client.list_artifacts(oracle.info.run_id))
 
 
+@pytest.mark.heavy
+@pytest.mark.filterwarnings("default")
+def test_a_server_that_is_down_costs_no_result_and_is_told(data, tmp_path):
+    pytest.importorskip("mlflow", reason="the mlflow extra is not installed")
+    told = []
+    asked = suite(data, translators=["identity"], tracking={"uri": "http://127.0.0.1:9"})
+    found = stainbridge.benchmark(asked, tmp_path / "out", tell=lambda *told_of: told.append(told_of))
+    assert cell(found, "oracle").pooled["dice/dice_pooled"] == 1
+    assert (tmp_path / "out" / "combinations.csv").is_file()
+    what, sent, total, problem = told[-1]
+    assert what == "MLflow"
+    assert sent < total
+    assert "The same command logs the rest" in problem
+
+
 KILLED = """
 import os, sys, time
 from pathlib import Path

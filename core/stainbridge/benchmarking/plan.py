@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +23,7 @@ from ..suite import Suite
 Answer = Literal["run", "oracle", "empty"]
 """Where a prediction comes from: a run, the truth itself, or nowhere."""
 
-PREVIEW = Choice("identity"), Choice("baseline")
+CONTROLS = Choice("identity"), Choice("baseline")
 """The controls that every suite has: no translation, and the segmenter without weights."""
 
 
@@ -36,7 +36,6 @@ class Part:
     choice : as the suite names it
     facts : its provenance, see `Built`
     wants_he : whether a segmenter wants H&E
-    mpp : scale that it wants, micrometres per pixel
     error : why it cannot be used, or an empty string
     """
 
@@ -172,7 +171,7 @@ def _parts(suite: Suite) -> dict[tuple[Kind, str], Part]:
     wanted += [("segmenter", one) for one in suite.segmenters]
     wanted += [("classifier", one) for one in suite.classifiers]
     if suite.controls:
-        wanted += [("translator", PREVIEW[0]), ("segmenter", PREVIEW[1])]
+        wanted += [("translator", CONTROLS[0]), ("segmenter", CONTROLS[1])]
     return {(kind, repr(choice)): _part(kind, choice, suite) for kind, choice in wanted}
 
 
@@ -212,8 +211,8 @@ def _combined(suite: Suite) -> Iterator[tuple[Choice, Choice, Choice, Role]]:
         for segmenter in suite.segmenters:
             yield from ((translator, segmenter, classifier, "method") for translator in suite.translators)
     if suite.controls:
-        for segmenter in (*suite.segmenters, PREVIEW[1]):
-            yield PREVIEW[0], segmenter, suite.classifiers[0], "control"
+        for segmenter in (*suite.segmenters, CONTROLS[1]):
+            yield CONTROLS[0], segmenter, suite.classifiers[0], "control"
 
 
 def _cell(suite: Suite, dataset: Dataset, chosen: Mapping[str, Part], role: Role) -> Cell:
@@ -236,7 +235,7 @@ def _cell(suite: Suite, dataset: Dataset, chosen: Mapping[str, Part], role: Role
 
 
 def _control(suite: Suite, dataset: Dataset, answer: Any, classifier: Part) -> Cell:
-    config = suite.run_config(PREVIEW[0], PREVIEW[1], classifier.choice)
+    config = suite.run_config(CONTROLS[0], CONTROLS[1], classifier.choice)
     key = digest(
         {"answer": answer, "data": _identity(dataset), "classifier": classifier.identity, "version": __version__}
     )
@@ -262,8 +261,3 @@ def _flags(suite: Suite, dataset: Dataset, parts: Mapping[str, Part | None]) -> 
     if suite.use == "commercial" and not dataset.card.commercial:
         flags.append(f"data {dataset.name}: commercial use is not allowed ({dataset.card.licence})")
     return tuple(flags)
-
-
-def with_error(cell: Cell, error: str) -> Cell:
-    """Return the cell as one that cannot be run."""
-    return replace(cell, error=error)

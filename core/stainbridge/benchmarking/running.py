@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -16,7 +17,7 @@ from ..interfaces import Metric
 from ..io import atomic_write
 from ..scores import Benchmark, ImageScore, Scores
 from ..suite import Suite
-from ..tracking import open_tracker
+from ..tracking import Tracker, open_tracker
 from .assembling import assemble, differences
 from .plan import Cell, digest, file_names, open_datasets, plan
 from .publishing import Publisher
@@ -104,14 +105,30 @@ def _run(suite: Suite, out: Path, options: Options) -> Benchmark:
     instances: dict[str, Metric] = {name: one.plugin for name, one in build_metrics(names).items()}
     experiment = suite.tracking.experiment or suite.name
     tracker = open_tracker(out, uri=suite.tracking.uri, experiment=experiment, enabled=options.tracking)
-    with tracker, open_executor(options.scheduler, workers=options.workers, device=suite.run.device) as executor:
-        job = _Job(suite, out, names, instances, executor, options.tell or _silent)
+    tell = options.tell or _silent
+    with (
+        _told(tracker, tell),
+        open_executor(options.scheduler, workers=options.workers, device=suite.run.device) as executor,
+    ):
+        job = _Job(suite, out, names, instances, executor, tell)
         publisher = Publisher(tracker, suite, out, datasets)
         scored = job.run(cells, datasets, publisher.cell)
         compared = differences(suite, scored, instances)
         whole = Benchmark(suite.name, tuple(scored), tuple(compared), out)
         publisher.whole(whole, job.cells_by_method)
     return whole
+
+
+@contextmanager
+def _told(tracker: Tracker, tell: Told) -> Iterator[None]:
+    """Close the tracker at the end, and say what could not be logged yet."""
+    try:
+        yield
+    finally:
+        flushed = tracker.close()
+        if flushed.waiting:
+            problem = f"{flushed.problem}\nThe results are on the disk. The same command logs the rest."
+            tell("MLflow", flushed.sent, flushed.sent + flushed.waiting, problem)
 
 
 class _Job:

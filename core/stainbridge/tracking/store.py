@@ -29,7 +29,6 @@ _ANSWER_S = 5.0
 _PORTS = {"mssql": 1433, "mysql": 3306, "postgresql": 5432}
 _SCHEMA_PATIENCE_S = 120.0
 _THUMBNAIL_PX = 256
-_KIND = {"mlflow.experimentKind": "custom_model_development"}  # else its pages open on traces of language models
 # MLflow waits 120 s for a server and asks 8 times; a benchmark must not stand still that long.
 _PATIENCE = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
@@ -220,7 +219,7 @@ def _experiment(client: Any, place: Place) -> str:
     found = client.get_experiment_by_name(place.experiment)
     if found is None:
         try:
-            return str(client.create_experiment(place.experiment, place.artifacts, tags=_KIND))
+            return str(client.create_experiment(place.experiment, place.artifacts))
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
