@@ -11,7 +11,15 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from .config import Choice, RunConfig, explain, read_toml
 from .errors import ConfigError
 
-COMPARED = ("dice/dice_pooled", "matching/f1@0.50", "detection/f1")
+COMPARED = (
+    "dice/dice_pooled",
+    "matching/accuracy@0.50",
+    "matching/precision@0.50",
+    "matching/recall@0.50",
+    "matching/f1@0.50",
+    "panoptic/pq",
+    "detection/f1",
+)
 """Values of which paired differences are given where the suite names none."""
 
 _Choice = Annotated[Choice, BeforeValidator(Choice.of)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ def assemble(
 
 
 def differences(suite: Suite, cells: Sequence[Scores], metrics: Mapping[str, Metric]) -> list[Difference]:
-    """Compare each method with the suite's reference translator under the same segmenter, and with the baseline.
+    """Compare each method with the suite's reference translator under the same segmenter, with the baseline, and with the best.
 
     The same pictures are drawn for both.
     """
@@ -68,7 +69,13 @@ def _references(suite: Suite, cell: Scores, cells: Sequence[Scores]) -> list[Sco
         for one in alike
         if one.combination.segmenter == "baseline" and one.combination.translator == "identity" and one not in same
     ]
-    return same[:1] + (floor[:1] if named.segmenter != "baseline" else [])
+    chosen = same[:1] + (floor[:1] if named.segmenter != "baseline" else [])
+    methods = [one for one in alike if one.combination.role == "method"] if named.role == "method" else []
+    for value in suite.compared:
+        known = [one for one in methods if not math.isnan(one.pooled.get(value, math.nan))]
+        if known:
+            chosen.append(max(known, key=lambda one: one.pooled[value]))
+    return [one for index, one in enumerate(chosen) if one not in chosen[:index]]
 
 
 def _recomputed(
