@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from ..io import atomic_write
 from ..records import RGB, LabelMap
 from ..report.figures import write_figures
 from ..report.page import write_page
-from ..report.panels import Panel
+from ..report.panels import Panel, paint
 from ..report.tables import image_row, write_records, write_tables
 from ..scores import Benchmark, Scores
 from ..suite import Suite
@@ -67,10 +67,30 @@ class Publisher:
         run.params({"facts": {key: scores.facts[key] for key in ("plugins", "config", "data", "software", "device")}})
         finished_ms = max((one.finished_ms for one in scores.done), default=1)
         run.metrics({**scores.pooled, **_intervals(scores), **_costs(scores)}, time_ms=finished_ms)
-        run.table([image_row(scores, image) for image in scores.images], "images")
+        run.table([_shown(image_row(scores, image)) for image in scores.images], "images")
         run.artifact(folder / "scores.json")
+        for path in self._paintings(cell, scores, folder):
+            run.figure(path)
         run.finish("FAILED" if scores.failed and not scores.done else "FINISHED")
         self.tracker.flush()
+
+    def _paintings(self, cell: Cell, scores: Scores, folder: Path) -> Iterator[Path]:
+        """Write the first pictures with what was found blue, invented red and missed green, and yield their paths."""
+        from PIL import Image as Pillow
+
+        dataset = next(one for one in self.datasets if one.name == scores.combination.dataset)
+        done = {one.picture for one in scores.done}
+        pairs = list(zip(dataset.items, file_names(dataset), strict=True))[: self.suite.figure_pictures]
+        for item, name in pairs:
+            path = folder / "figures" / f"{name}.png"
+            if item.name in done and cell.answer == "run":
+                sample = item.sample()
+                ihc = sample.source.read(0, 0, *sample.source.shape)
+                path.parent.mkdir(exist_ok=True)
+                with atomic_write(path) as new:
+                    painted = paint(ihc, sample.truth.array, load_labels(folder / "predictions" / f"{name}.npz"))
+                    Pillow.fromarray(painted).save(new)
+                yield path
 
     def whole(self, found: Benchmark, cells: Mapping[tuple[str, str], Cell]) -> None:
         """Write tables, figures and the page to the folder, and log them with the suite's run."""
@@ -123,6 +143,11 @@ class Publisher:
         sample = item.sample()
         ihc = sample.source.read(0, 0, *sample.source.shape)
         return Panel(item.name, ihc, sample.truth.array, he, found)
+
+
+def _shown(row: dict[str, Any]) -> dict[str, Any]:
+    """Return the row of a picture as MLflow shows it: values first, no column that is the same for all."""
+    return {key: row[key] for key in row if key not in ("dataset", "method", "error")} | {"error": row["error"]}
 
 
 def _intervals(scores: Scores) -> dict[str, float]:

@@ -93,6 +93,8 @@ def write_figure(figure: Figure, stem: Path) -> tuple[Path, Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as temporary:
             figure.savefig(temporary, format=kind, dpi=DPI, metadata=dict(metadata))
+        # Arranged once: with many panels that takes longer than the drawing.
+        figure.set_layout_engine("none")
     return paths
 
 
