@@ -23,7 +23,7 @@ VALUES = {
     "segmenters": ["baseline"],
     "metrics": ["dice", "matching"],
     "bootstraps": 50,
-    "figure_pictures": 1,
+    "figure_pictures": 0,
 }
 
 
@@ -111,6 +111,7 @@ def test_another_metric_scores_the_saved_predictions(found, data, tmp_path):
     assert "count/error_abs_mean" in cell(again, "identity + baseline").pooled
 
 
+@pytest.mark.heavy
 def test_a_changed_picture_is_done_again(data, tmp_path):
     own = pictures(tmp_path / "own")
     first = stainbridge.benchmark(suite(own), tmp_path / "out", tracking=False)
@@ -122,6 +123,7 @@ def test_a_changed_picture_is_done_again(data, tmp_path):
     assert two[1].values == two[0].values
 
 
+@pytest.mark.heavy
 def test_a_damaged_picture_is_a_row_and_the_rest_go_on(data, tmp_path):
     own = pictures(tmp_path / "own")
     (own / "p0.png").write_bytes((own / "p0.png").read_bytes()[:200])
@@ -168,6 +170,7 @@ class Module:
         return [Brightness]
 
 
+@pytest.mark.heavy
 def test_a_plugin_that_breaks_is_rows_with_its_error(data, tmp_path):
     undo = register(Module(), "breaking")
     try:
@@ -184,6 +187,7 @@ def test_a_plugin_that_breaks_is_rows_with_its_error(data, tmp_path):
     assert one.pooled["brightness/max"] == max(image.values["brightness/mean"] for image in one.images)
 
 
+@pytest.mark.heavy
 def test_a_segmenter_of_ihc_is_one_cell_whatever_the_translators(data, tmp_path):
     found = stainbridge.benchmark(suite(data, segmenters=["baseline/ihc"]), tmp_path / "out", tracking=False)
     assert [one.combination.method for one in found.cells if one.combination.role == "method"] == ["baseline/ihc"]
@@ -204,6 +208,7 @@ def test_another_benchmark_is_not_overwritten(found, data, tmp_path):
         stainbridge.benchmark(suite(data), tmp_path, tracking=False)
 
 
+@pytest.mark.heavy
 class TestGate:
     def registry(self, folder, **facts):
         lines = {"plugin": "baseline", "summary": "x", "licence": "CC-BY-NC-4.0", "commercial": False, **facts}
