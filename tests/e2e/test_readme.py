@@ -66,9 +66,23 @@ def test_its_python_example_runs(tmp_path, monkeypatch, capsys):
 
 def test_its_plugin_example_is_a_plugin():
     names = {}
-    exec(PYTHON[1], names)
+    exec(PYTHON[-1], names)
     (dark,) = names["register_segmenters"]()
     sample = synthetic_ihc(shape=(256, 256), nuclei=25)
     found = stainbridge.run(sample.source, "identity", dark(), "dab")
     assert len(found.nuclei) > 5
     assert np.asarray(found.labels).dtype == np.int32
+
+
+def test_its_suite_is_a_suite_and_its_evaluation_names_things_that_exist():
+    import tomllib
+
+    (text,) = re.findall(r"^```toml\n(.*?)^```", README, re.M | re.S)
+    suite = stainbridge.Suite(**tomllib.loads(text))
+    registry = stainbridge.catalog().registry
+    for choice in (*suite.translators, *suite.segmenters, *suite.classifiers):
+        registry.resolve(choice.name)
+    data, *named = re.search(r'evaluate\("(.*?)", "(.*?)", "(.*?)"\)', PYTHON[1]).groups()
+    assert registry.dataset(data).layout == "deepliif"
+    for name in named:
+        registry.resolve(name)
