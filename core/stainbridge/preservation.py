@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Literal, TypeAlias
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from .color import DAB, EOSIN, HAEMATOXYLIN, optical_density, unmix
 from .errors import ConfigError, ContractViolation, ScaleUnknown
@@ -35,8 +35,7 @@ _LEAST_TISSUE_PX = 100
 _GLASS = 200.0  # a picture without any pale pixel has no glass to measure
 _LEAST_SCALE_OD = 0.1  # no dye at all is not blown up to a full nucleus
 _FULL_PERCENTILE = 98.0
-# Above 0.05 of optical density blue and ground can be told apart.
-_LEAST_CONTRAST_OD = 0.05
+_LEAST_CONTRAST_OD = 0.05  # below it blue nuclei and ground cannot be told apart
 
 
 def side_by_side(ihc: Source, he: Source) -> tuple[RGB, RGB, float]:
@@ -276,6 +275,6 @@ def _check_pair(ihc: RGB, he: RGB) -> None:
         raise ContractViolation(f"IHC and virtual H&E must be (height, width, 3) alike; found {ihc.shape}, {he.shape}.")
 
 
-def _check_mpp(mpp: ArrayLike) -> None:
-    if not (np.isfinite(mpp) and np.all(np.asarray(mpp) > 0)):
+def _check_mpp(mpp: float) -> None:
+    if not (math.isfinite(mpp) and mpp > 0):
         raise ConfigError(f"Micrometres per pixel must be a positive number; found {mpp!r}.")

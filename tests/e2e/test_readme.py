@@ -17,6 +17,7 @@ from stainbridge.testing.synthetic import synthetic_ihc
 README = (Path(__file__).resolve().parents[2] / "README.md").read_text("utf-8")
 PYTHON = re.findall(r"^```python\n(.*?)^```", README, re.M | re.S)
 COMMANDS = [line for line in README.splitlines() if line.startswith("stainbridge ")]
+TOML = re.findall(r"^```toml\n(.*?)^```", README, re.M | re.S)
 SHELL = re.findall(r"^```sh\n(.*?)^```", README, re.M | re.S)
 
 
@@ -39,6 +40,7 @@ def exit_code():
 
 
 @pytest.mark.heavy
+@pytest.mark.filterwarnings("default")  # MLflow's own
 def test_its_commands_run(tmp_path, monkeypatch, capsys):
     """The first takes the default segmenter, whatever is installed; weights come from the package index."""
     monkeypatch.chdir(tmp_path)
@@ -46,6 +48,12 @@ def test_its_commands_run(tmp_path, monkeypatch, capsys):
         Path(folder).mkdir()
         pixels = synthetic_ihc(shape=(256, 256), nuclei=25).source.pixels
         tifffile.imwrite(f"{folder}/one.tif", pixels, photometric="rgb")
+    Path("tiles").mkdir()
+    sample = synthetic_ihc(shape=(256, 256), nuclei=25)
+    tifffile.imwrite("tiles/one.tif", sample.source.pixels, photometric="rgb")
+    tifffile.imwrite("tiles/one_labels.tif", sample.truth.array.astype(np.uint16))
+    (suite,) = TOML
+    Path("suite.toml").write_text(suite)
     for command in COMMANDS:
         _, *arguments = shlex.split(command)
         monkeypatch.setattr(sys, "argv", ["stainbridge", *arguments])
@@ -77,8 +85,7 @@ def test_its_plugin_example_is_a_plugin():
 def test_its_suite_is_a_suite_and_its_evaluation_names_things_that_exist():
     import tomllib
 
-    (text,) = re.findall(r"^```toml\n(.*?)^```", README, re.M | re.S)
-    suite = stainbridge.Suite(**tomllib.loads(text))
+    suite = stainbridge.Suite(**tomllib.loads(TOML[0]))
     registry = stainbridge.catalog().registry
     for choice in (*suite.translators, *suite.segmenters, *suite.classifiers):
         registry.resolve(choice.name)
