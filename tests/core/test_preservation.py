@@ -25,7 +25,7 @@ MPP = 0.25
 
 @pytest.fixture(scope="module")
 def sample():
-    return synthetic_ihc(nuclei=120, positive_fraction=0.4, seed=3)
+    return synthetic_ihc(nuclei=90, positive_fraction=0.4, seed=3)
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +108,7 @@ class TestNuclei:
         assert math.isnan(count_ratio(0, 3))
 
     def test_the_radius_is_in_micrometres(self):
-        moved = self.before + [0.0, 8.0]  # 2 um
+        moved = np.add(self.before, (0.0, 8.0))  # 2 um
         assert centroid_recall(self.before, moved, radius_um=2.0, mpp=MPP) == 1.0
         assert centroid_recall(self.before, moved, radius_um=1.9, mpp=MPP) == 0.0
 

@@ -7,7 +7,7 @@ import tempfile
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stainbridge import tiling
@@ -17,6 +17,7 @@ from stainbridge.tiling import Canvas, Window, tiles
 sizes = st.integers(1, 300)
 
 
+@settings(max_examples=30)
 @given(shape=st.tuples(sizes, sizes), core=st.integers(1, 128), halo=st.integers(0, 64), shift=st.integers(0, 127))
 def test_every_pixel_lies_in_exactly_one_core(shape, core, halo, shift):
     owners = np.zeros(shape, int)
@@ -25,6 +26,7 @@ def test_every_pixel_lies_in_exactly_one_core(shape, core, halo, shift):
     assert (owners == 1).all()
 
 
+@settings(max_examples=30)
 @given(shape=st.tuples(sizes, sizes), core=st.integers(1, 128), halo=st.integers(0, 64))
 def test_outer_windows_lie_inside_the_picture_and_hold_the_core_with_its_halo(shape, core, halo):
     for tile in tiles(shape, core, halo):
@@ -36,6 +38,7 @@ def test_outer_windows_lie_inside_the_picture_and_hold_the_core_with_its_halo(sh
             assert min(own + own_length + halo, limit) <= start + length <= limit
 
 
+@settings(max_examples=30)
 @given(shape=st.tuples(sizes, sizes), core=st.integers(1, 128), halo=st.integers(0, 64))
 def test_all_outer_windows_have_one_size(shape, core, halo):
     assert len({(tile.outer.height, tile.outer.width) for tile in tiles(shape, core, halo)}) == 1

@@ -101,11 +101,14 @@ class _Handler(BaseHTTPRequestHandler):
             if page.pause_after is not None and at >= page.pause_after:
                 self.books.stop.wait(60)
                 return
+            part = body[at : at + step]
+            # Booked first: the client may look at the books as soon as it has the last byte.
+            self.books.served[self.path] = self.books.served.get(self.path, 0) + len(part)
             try:
-                self.wfile.write(body[at : at + step])
+                self.wfile.write(part)
             except OSError:  # the client went away
+                self.books.served[self.path] -= len(part)
                 return
-            self.books.served[self.path] = self.books.served.get(self.path, 0) + len(body[at : at + step])
             time.sleep(page.drip_s)
 
     def log_message(self, *args: object) -> None:

@@ -99,6 +99,7 @@ def test_a_full_disk_is_a_write_failure_and_leaves_nothing_at_the_final_path(ser
     assert not store.where(weight).exists()
 
 
+@pytest.mark.heavy
 def test_two_processes_at_once_download_once_and_both_get_the_file(server, tmp_path, content, weight_of, tree):
     weight = weight_of(content, server.put("net.pt", content, delay_s=1))
     both = [start_fetching(tmp_path / "cache", weight) for _ in range(2)]

