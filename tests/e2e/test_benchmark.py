@@ -17,6 +17,8 @@ from stainbridge.discovery import register
 from stainbridge.errors import ConfigError, OutputExists, UnknownPlugin
 from stainbridge.testing import synthetic_ihc
 
+pytestmark = pytest.mark.heavy
+
 VALUES = {
     "name": "tiny",
     "translators": ["identity", "deconvolution/nuclear"],
@@ -111,7 +113,6 @@ def test_another_metric_scores_the_saved_predictions(found, data, tmp_path):
     assert "count/error_abs_mean" in cell(again, "identity + baseline").pooled
 
 
-@pytest.mark.heavy
 def test_a_changed_picture_is_done_again(data, tmp_path):
     own = pictures(tmp_path / "own")
     first = stainbridge.benchmark(suite(own), tmp_path / "out", tracking=False)
@@ -123,7 +124,6 @@ def test_a_changed_picture_is_done_again(data, tmp_path):
     assert two[1].values == two[0].values
 
 
-@pytest.mark.heavy
 def test_a_damaged_picture_is_a_row_and_the_rest_go_on(data, tmp_path):
     own = pictures(tmp_path / "own")
     (own / "p0.png").write_bytes((own / "p0.png").read_bytes()[:200])
@@ -170,7 +170,6 @@ class Module:
         return [Brightness]
 
 
-@pytest.mark.heavy
 def test_a_plugin_that_breaks_is_rows_with_its_error(data, tmp_path):
     undo = register(Module(), "breaking")
     try:
@@ -187,7 +186,6 @@ def test_a_plugin_that_breaks_is_rows_with_its_error(data, tmp_path):
     assert one.pooled["brightness/max"] == max(image.values["brightness/mean"] for image in one.images)
 
 
-@pytest.mark.heavy
 def test_a_segmenter_of_ihc_is_one_cell_whatever_the_translators(data, tmp_path):
     found = stainbridge.benchmark(suite(data, segmenters=["baseline/ihc"]), tmp_path / "out", tracking=False)
     assert [one.combination.method for one in found.cells if one.combination.role == "method"] == ["baseline/ihc"]
@@ -208,7 +206,6 @@ def test_another_benchmark_is_not_overwritten(found, data, tmp_path):
         stainbridge.benchmark(suite(data), tmp_path, tracking=False)
 
 
-@pytest.mark.heavy
 class TestGate:
     def registry(self, folder, **facts):
         lines = {"plugin": "baseline", "summary": "x", "licence": "CC-BY-NC-4.0", "commercial": False, **facts}
@@ -239,7 +236,6 @@ class TestGate:
         )
 
 
-@pytest.mark.heavy
 @pytest.mark.filterwarnings("default")
 def test_mlflow_shows_a_run_per_cell_below_the_suites_run_and_never_twice(data, tmp_path):
     mlflow = pytest.importorskip("mlflow", reason="the mlflow extra is not installed")
@@ -260,7 +256,6 @@ def test_mlflow_shows_a_run_per_cell_below_the_suites_run_and_never_twice(data, 
     assert any(one.path == "tables" for one in client.list_artifacts(oracle.info.run_id))
 
 
-@pytest.mark.heavy
 @pytest.mark.filterwarnings("default")
 def test_a_server_that_is_down_costs_no_result_and_is_told(data, tmp_path):
     pytest.importorskip("mlflow", reason="the mlflow extra is not installed")
@@ -291,7 +286,6 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.heavy
 def test_killed_twice_it_ends_with_the_same_bytes(data, tmp_path):
     script, toml = tmp_path / "killed.py", tmp_path / "suite.toml"
     script.write_text(KILLED)
@@ -329,7 +323,6 @@ def test_killed_twice_it_ends_with_the_same_bytes(data, tmp_path):
     assert all(np.array_equal(arrays[0][name], arrays[1][name]) for name in arrays[0])
 
 
-@pytest.mark.heavy
 def test_two_workers_of_dask_give_what_one_process_gives(found, data, tmp_path):
     pytest.importorskip("distributed", reason="the dask extra is not installed")
     spread = stainbridge.benchmark(suite(data), tmp_path / "out", tracking=False, workers=2)

@@ -187,6 +187,7 @@ def test_resume_does_what_is_missing(stain, pictures, tmp_path):
     assert (out / "a" / "summary.json").stat().st_mtime_ns == stamp
 
 
+@pytest.mark.heavy
 def test_a_disk_that_is_full_is_a_typed_failure_and_leaves_nothing(pictures, tmp_path):
     code = (
         "import resource, sys, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
@@ -251,6 +252,7 @@ def test_rescore_of_something_else_is_an_error(stain, tmp_path):
     assert "holds no result" in stderr
 
 
+@pytest.mark.heavy
 def test_the_demo_scores_a_real_picture(stain, tmp_path):
     code, stdout, _ = stain("demo", "-o", tmp_path / "demo")
     assert code == 0

@@ -115,6 +115,7 @@ def test_the_picture_that_is_there_gives_a_new_overlay_and_no_note(folder):
     assert not (folder / ASIDE).exists()
 
 
+@pytest.mark.heavy
 def test_python_m_stainbridge_is_the_command_line(folder):
     command = [sys.executable, "-m", "stainbridge", "rescore", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -104,9 +104,7 @@ def _summary(benchmark: Benchmark) -> list[tuple[str, int]]:
 
 def _headline(benchmark: Benchmark, dataset: str) -> Iterator[str]:
     """Say which method is best in the first table, and which cannot be told from it."""
-    for table in tables(benchmark):
-        if not table.name.endswith(f"-{slugs(benchmark)[dataset]}"):
-            continue
+    for table in tables(benchmark, dataset):
         wanted = next(i for i, one in enumerate(table.columns) if one.key in ("matching/f1@0.50", "detection/f1"))
         marked = [(row.cells[0].text, row.cells[wanted]) for row in table.rows]
         best = [f"{name} ({cell.text} {cell.interval_text})" for name, cell in marked if cell.mark == "best"]
@@ -126,7 +124,6 @@ def _flags(benchmark: Benchmark) -> list[tuple[str, list[str]]]:
 
 
 def _sections(benchmark: Benchmark, folder: Path, figures: str) -> list[_Section]:
-    made = tables(benchmark)
     sections = []
     for number, (dataset, slug) in enumerate(slugs(benchmark).items(), 1):
         names = {f"{figures}/{kind}-{slug}.png": caption for kind, caption in KINDS.items()}
@@ -137,10 +134,10 @@ def _sections(benchmark: Benchmark, folder: Path, figures: str) -> list[_Section
             _Section(
                 dataset,
                 f"data-{number}",
-                tuple(table for table in made if table.name in (f"table1-{slug}", f"table2-{slug}")),
+                tables(benchmark, dataset),
                 tuple((quote(name), caption) for name, caption in names.items() if (folder / name).is_file()),
                 tuple((one, _difference(one)) for one in benchmark.differences if one.dataset == dataset),
-                tuple(flattened(card)),
+                tuple(flattened(cards[0])) if cards else (),
             )
         )
     return sections

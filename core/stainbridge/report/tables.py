@@ -97,16 +97,12 @@ def table2(benchmark: Benchmark, dataset: str) -> Table:
     return replace(made, name=f"table2-{slugs(benchmark)[dataset]}", title=title, notes=notes)
 
 
-def tables(benchmark: Benchmark) -> tuple[Table, ...]:
-    """Return Table 1 and Table 2 of each data set that has values for them; Table 1 where it has none at all."""
-    made = []
-    for dataset in slugs(benchmark):
-        known = {value for cell in cells_of(benchmark, dataset) for value in cell.pooled}
-        if known & TABLE1.keys() or DETECTION not in known:
-            made.append(table1(benchmark, dataset))
-        if DETECTION in known:
-            made.append(table2(benchmark, dataset))
-    return tuple(made)
+def tables(benchmark: Benchmark, dataset: str) -> tuple[Table, ...]:
+    """Return Table 1 and Table 2 of a data set as far as it has values for them; Table 1 where it has none at all."""
+    known = {value for cell in cells_of(benchmark, dataset) for value in cell.pooled}
+    first = (table1(benchmark, dataset),) if known & TABLE1.keys() or DETECTION not in known else ()
+    second = (table2(benchmark, dataset),) if DETECTION in known else ()
+    return first + second
 
 
 def write_tables(benchmark: Benchmark, folder: Path) -> tuple[Path, ...]:
@@ -119,7 +115,7 @@ def write_tables(benchmark: Benchmark, folder: Path) -> tuple[Path, ...]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     written = []
-    for table in tables(benchmark):
+    for table in (one for dataset in slugs(benchmark) for one in tables(benchmark, dataset)):
         texts = {"md": table.to_markdown(), "csv": table.to_csv(), "tex": table.to_latex()}
         written += [write_text(folder / f"{table.name}.{suffix}", text) for suffix, text in texts.items()]
     return tuple(written)
@@ -257,17 +253,23 @@ def _notes(benchmark: Benchmark, cells: Sequence[Scores], asked: Sequence[_Asked
         f"Bold: the best of the methods; controls do not compete. {TIED}: the 95 % interval of its paired difference "
         "from the best contains 0."
     )
-    missing = dict.fromkeys(
-        cell.combination.method
-        for asks in asked
-        if not asks.subset and (best := _best(cells, asks))
-        for cell in cells
-        if cell.combination.role == "method" and not math.isnan(asks.of(cell)) and not any(cell is one for one in best)
-        if all(compare(benchmark, cell, one, asks.value) is None for one in best)
-    )
+    missing = dict.fromkeys(name for asks in asked for name in _not_compared(benchmark, cells, asks))
     if missing:
         notes.append(f"Not compared with the best of every column, so that no mark says nothing: {', '.join(missing)}.")
     return notes
+
+
+def _not_compared(benchmark: Benchmark, cells: Sequence[Scores], asks: _Asked) -> list[str]:
+    """Return the methods whose difference from the best of a column is not known."""
+    best = [] if asks.subset else _best(cells, asks)
+    rivals = [cell for cell in cells if cell.combination.role == "method" and not math.isnan(asks.of(cell))]
+    return [
+        cell.combination.method
+        for cell in rivals
+        if best
+        and not _mark(benchmark, cell, best, asks)
+        and not any(compare(benchmark, cell, one, asks.value) for one in best)
+    ]
 
 
 def _about(paper: PublishedTable) -> str:
