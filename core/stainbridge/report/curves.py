@@ -54,7 +54,7 @@ def draw_curves(benchmark: Benchmark, dataset: str, *, bands: bool | None = None
 def draw_intervals(
     benchmark: Benchmark, dataset: str, *, value: str = F1, title: str = "F1 at IoU 0.5", reference: str | None = None
 ) -> Figure:
-    """Draw a value of each method with its 95 % interval, and its paired difference from a reference method.
+    """Draw a value of each method with its 95 % interval, and its paired difference from a reference method if there is any.
 
     Parameters
     ----------
@@ -73,21 +73,19 @@ def draw_intervals(
     base = _reference(benchmark, dataset, value, cells, reference)
     names = [wrapped(cell.combination.method, _NAME_WIDTH) for cell in cells]
     figure = new_figure(10, 1.5 + 0.3 * max(len(names), sum(name.count("\n") + 1 for name in names), 2))
-    left, right = figure.subplots(1, 2, sharey=True)
+    left, *right = figure.subplots(1, 2 if base else 1, sharey=True, squeeze=False)[0]
     look = styles(cells_of(benchmark, dataset))
-    for y, cell in enumerate(cells):
-        colour = look[cell.combination.method].colour
+    colours = [look[cell.combination.method].colour for cell in cells]
+    for y, (cell, colour) in enumerate(zip(cells, colours, strict=True)):
         _bar(left, y, cell.pooled[value], cell.intervals.get(value), colour)
-        if base is not None and (found := compare(benchmark, cell, base, value)):
-            _bar(right, y, found.difference, (found.low, found.high), colour, sure=not found.low <= 0 <= found.high)
     left.set_yticks(range(len(names)), names, fontsize=8)
     left.set_ylim(max(len(names), 1) - 0.5, -0.5)
     left.set_xlabel(f"{title} [95 % interval]", fontsize=9)
-    right.axvline(0, color="#333333", linewidth=1)
-    subject = f"minus {wrapped(base.combination.method, _NAME_WIDTH)}" if base else "(no paired comparison)"
-    right.set_xlabel(f"Paired difference {subject}\nfilled: the interval leaves out 0", fontsize=9)
     figure.suptitle(f"{title}: {dataset}", fontsize=11, x=0.01, ha="left")
-    for axes in (left, right):
+    if base:
+        _draw_differences(right[0], [compare(benchmark, cell, base, value) for cell in cells], colours)
+        _name_reference(right[0], cells.index(base), base.combination.method)
+    for axes in (left, *right):
         _tidy(axes)
     return figure
 
@@ -157,6 +155,20 @@ def _bar(
     if interval and not any(map(math.isnan, interval)):
         axes.plot(interval, (y, y), color=colour, linewidth=1.8, solid_capstyle="butt")
     axes.plot([middle], [y], marker="o", markersize=6, color=colour, markerfacecolor=colour if sure else "white")
+
+
+def _draw_differences(axes: Axes, found: Sequence[Difference | None], colours: Sequence[str]) -> None:
+    axes.axvline(0, color="#333333", linewidth=1)
+    for y, (one, colour) in enumerate(zip(found, colours, strict=True)):
+        if one:
+            _bar(axes, y, one.difference, (one.low, one.high), colour, sure=not one.low <= 0 <= one.high)
+
+
+def _name_reference(axes: Axes, y: int, name: str) -> None:
+    axes.annotate("reference", (0, y), (5, 0), textcoords="offset points", fontsize=8, color="#333333", va="center")
+    axes.set_xlabel(
+        f"Paired difference from {wrapped(name, _NAME_WIDTH)}\nfilled: the interval leaves out 0", fontsize=9
+    )
 
 
 def _reference(

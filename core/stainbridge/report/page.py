@@ -111,6 +111,10 @@ def _headline(benchmark: Benchmark, dataset: str) -> Iterator[str]:
         tied = [name for name, cell in marked if cell.mark == "tied"]
         if best:
             also = f" Not to be told from it: {', '.join(tied)}." if tied else ""
+            if not any(
+                (one.dataset, one.value) == (dataset, table.columns[wanted].key) for one in benchmark.differences
+            ):
+                also = " It was not compared with the others picture by picture."
             yield f"{table.title}. Highest F1: {', '.join(best)}.{also}"
 
 
@@ -137,7 +141,7 @@ def _sections(benchmark: Benchmark, folder: Path, figures: str) -> list[_Section
                 tables(benchmark, dataset),
                 tuple((quote(name), caption) for name, caption in names.items() if (folder / name).is_file()),
                 tuple((one, _difference(one)) for one in benchmark.differences if one.dataset == dataset),
-                tuple(flattened(cards[0])) if cards else (),
+                tuple(flattened(card)),
             )
         )
     return sections

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 TP, FP, FN = (0, 80, 255), (230, 0, 0), (0, 190, 0)
 """Blue for found, red for invented, green for missed, sRGB, as in the paper."""
 
-TRUTH = (255, 220, 0)
-"""Outlines of the truth, sRGB."""
+TRUTH = (225, 0, 200)
+"""Outlines of the truth, sRGB: magenta stands out from blue, brown and white."""
 
 WHOLE_PX = 512
 """A picture with no side longer than this is shown whole."""
@@ -111,7 +111,8 @@ def paint(ihc: RGB, truth: LabelMap, found: LabelMap, verdict: Verdict | None = 
     painted = ihc.astype(np.float64)
     layers = [(verdict.fn[truth], truth, FN), (verdict.fp[found], found, FP), (verdict.tp[found], found, TP)]
     for mask, _, colour in layers:
-        painted[mask] = (1 - FILL) * painted[mask] + FILL * np.array(colour)
+        # From the IHC, not from the layer below: red over green would look like DAB.
+        painted[mask] = (1 - FILL) * ihc[mask] + FILL * np.array(colour)
     # What was missed is outlined last: a wrong nucleus may lie over it.
     for mask, labels, colour in reversed(layers):
         painted[mask & outlines(labels)] = colour
