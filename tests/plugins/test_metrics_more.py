@@ -159,6 +159,17 @@ class TestPositivity:
         assert values["accuracy"] == values["kappa"] == 1
         assert values["index_error"] == pytest.approx(200 / 3 - 50)
 
+    @pytest.mark.parametrize("rows", [[1, 2, 3, 4], [3, 1, 4, 2]], ids=["rows by id", "rows in any order"])
+    def test_calls_follow_the_nucleus_whatever_its_id_and_row(self, rows):
+        positive = np.array([True, False, False, False])
+        backwards = np.where(self.FOUR > 0, 5 - self.FOUR, 0).astype(np.int32)
+        label = np.array(rows)
+        columns = dict.fromkeys(COLUMNS, np.zeros(4)) | {"label": label, "positive": positive[4 - label]}
+        image = Image(np.full((100, 100, 3), 255, np.uint8), 0.25)
+        result = Result(image, Labels(backwards, 0.25), Nuclei.from_columns(columns), None, {}, {})
+        values = PositivityAgreement().update(result, Sample(image, Labels(self.FOUR, 0.25), positive))
+        assert (values["both_positive"], values["both_negative"], values["kappa"]) == (1, 3, 1)
+
     def test_truth_without_classes_gives_no_value(self):
         metric = PositivityAgreement()
         assert all(map(math.isnan, shown(metric, self.FOUR, self.FOUR).values()))
@@ -172,6 +183,11 @@ class TestPositivity:
         result = Result(image, Labels(self.FOUR, 0.25), Nuclei.from_columns(none), None, {}, {})
         with pytest.raises(ContractViolation, match="4 labels, but 0 rows of calls"):
             PositivityAgreement().update(result, Sample(image, Labels(self.FOUR, 0.25), np.ones(4, bool)))
+
+    @pytest.mark.parametrize("n", [0, 3, 5])
+    def test_classes_that_are_not_one_for_each_true_nucleus_are_refused(self, n):
+        with pytest.raises(ContractViolation, match=rf"'image': the truth has 4 labels, but classes of shape \({n},\)"):
+            shown(PositivityAgreement(), self.FOUR, self.FOUR, positive=np.ones(n, bool))
 
 
 @pytest.mark.parametrize("metric", MASKS, ids=lambda one: one.name)
@@ -244,32 +260,8 @@ def sample():
 class TestPreservation:
     def values(self, sample, he):
         source = sample.source
-        result = Result(
-            source,
-            sample.truth,
-            Nuclei.from_columns(
-                dict.fromkeys(
-                    (
-                        "label",
-                        "y",
-                        "x",
-                        "area_um2",
-                        "y0",
-                        "x0",
-                        "y1",
-                        "x1",
-                        "p_positive",
-                        "positive",
-                        "grade",
-                        "clipped",
-                    ),
-                    np.zeros(0),
-                )
-            ),
-            he,
-            {},
-            {"translation": {"core_px": 128}},
-        )
+        nuclei = Nuclei.from_columns(dict.fromkeys(COLUMNS, np.zeros(0)))
+        result = Result(source, sample.truth, nuclei, he, {}, {"translation": {"core_px": 128}})
         return Preservation().update(result, sample)
 
     def test_a_good_translation_keeps_more_than_a_mirrored_and_a_blank_one(self, sample):

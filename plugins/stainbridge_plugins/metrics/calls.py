@@ -37,14 +37,14 @@ class PositivityAgreement(Metric):
         if truth.positive is None:
             return self._tally.add(dict.fromkeys(self._tally.names, math.nan))
         found = truth.overlaps(result.labels)
-        called = _calls(result, len(found.prediction_px))
+        classes, called = _classes(truth, len(found.truth_px)), _calls(result, len(found.prediction_px))
         pairs = matched(found, 50)
-        true, ours = truth.positive[found.i[pairs]], called[found.j[pairs]]
+        true, ours = classes[found.i[pairs]], called[found.j[pairs]]
         kinds = (true & ours, true & ~ours, ~true & ours, ~true & ~ours)
         row = {name: float(kind.sum()) for name, kind in zip(_CONFUSION, kinds, strict=True)}
         agreement = _agreement(*(np.array([row[name]]) for name in _CONFUSION))
         row |= {name: float(values[0]) for name, values in agreement.items()}
-        of_truth, of_found = _percent(truth.positive), _percent(called)
+        of_truth, of_found = _percent(classes), _percent(called)
         error = of_found - of_truth
         return self._tally.add(
             row
@@ -62,6 +62,16 @@ class PositivityAgreement(Metric):
         means = {f"{name}_mean": mean(images[name], weights) for name in names}
         known = weights @ np.isfinite(images["both_positive"]).astype(np.float64)
         return {**pooled, **means, "images": weights.sum(axis=1), "images_with_classes": known}
+
+
+def _classes(truth: Sample, n: int) -> NDArray[np.bool_]:
+    """Return the class of each true nucleus."""
+    classes = np.asarray(truth.positive, bool)
+    if classes.shape != (n,):
+        raise ContractViolation(
+            f"{truth.source.name!r}: the truth has {n} labels, but classes of shape {classes.shape}; each label needs one."
+        )
+    return classes
 
 
 def _calls(result: Result, n: int) -> NDArray[np.bool_]:
