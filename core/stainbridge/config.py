@@ -10,15 +10,17 @@ import json
 import math
 import re
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Self, get_args
+from typing import Annotated, Any, Self, TypeVar, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from .errors import ConfigError, StainbridgeError, nearest
 from .records import PLAUSIBLE_MPP
+
+M = TypeVar("M", bound=BaseModel)
 
 
 @dataclass(frozen=True)
@@ -130,11 +132,7 @@ class RunConfig(BaseModel):
             If the file cannot be read, is not TOML, or has an unknown key or a value out of range.
         """
         path = Path(path)
-        values = read_toml(path, ConfigError)
-        try:
-            config = cls(**values)
-        except ConfigError as error:
-            raise ConfigError(f"{path}: {error}") from None
+        config = read_model(cls, path)
         return config.replace(registries=tuple(path.parent / registry for registry in config.registries))
 
     def replace(self, **values: Any) -> Self:
@@ -191,6 +189,15 @@ def describe(error: ValidationError, model: type[BaseModel]) -> str:
 def explain(error: ValidationError, model: type[BaseModel], where: str = "") -> ConfigError:
     """Return the `ConfigError` that says what is wrong; `where` is the file or plugin it was found in."""
     return ConfigError(f"{where}: {describe(error, model)}" if where else describe(error, model))
+
+
+def read_model(model: Callable[..., M], path: Path) -> M:
+    """Return the model that the values of a TOML file make; a `ConfigError` of either names the file."""
+    values = read_toml(path, ConfigError)
+    try:
+        return model(**values)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
 
 
 def read_toml(path: Path, failure: type[StainbridgeError]) -> dict[str, Any]:

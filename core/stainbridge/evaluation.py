@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -61,7 +62,10 @@ def columns_of(name: str, images: Sequence[ImageScore]) -> dict[str, NDArray[np.
     """Return the values of one metric as columns over the pictures, by the metric's own keys."""
     prefix = f"{name}/"
     keys = [key for key in (images[0].values if images else {}) if key.startswith(prefix)]
-    return {key.removeprefix(prefix): np.array([one.values[key] for one in images], np.float64) for key in keys}
+    return {
+        key.removeprefix(prefix): np.array([one.values.get(key, math.nan) for one in images], np.float64)
+        for key in keys
+    }
 
 
 def pooled_values(metrics: Mapping[str, Metric], images: Sequence[ImageScore]) -> dict[str, float]:
@@ -174,11 +178,12 @@ def evaluate(
     if not images:
         raise ConfigError(f"{name}: there is no picture to evaluate.")
     parts = {kind: _label(one) if one else None for kind, one in stages.plugins().items()}
-    pooled = {f"{name}/{key}": value for name, metric in instances.items() for key, value in metric.compute().items()}
+    computed = {name: metric.compute() for name, metric in instances.items()} if done else {}
+    pooled = {f"{metric}/{key}": value for metric, values in computed.items() for key, value in values.items()}
     return Scores(
         Combination(name, parts["translator"], parts["segmenter"] or "", parts["classifier"]),
         images,
-        pooled if done else {},
+        pooled,
         pooled_intervals(instances, done, seed=chosen.seed),
         by_subset(instances, done),
         facts={

@@ -49,29 +49,25 @@ class Stages:
     classifier: Built
 
     @classmethod
-    def build(cls, config: RunConfig, instances: Mapping[str, Plugin] | None = None) -> Stages:
+    def build(
+        cls, config: RunConfig, instances: Mapping[str, Plugin] | None = None, *, translate: bool = True
+    ) -> Stages:
         """Construct the plugins that `config` names; an instance given for a kind is used as it is.
+
+        With `translate` False there is no translator: `run_stages` is given the virtual H&E.
 
         Raises
         ------
         UnknownPlugin, PluginUnavailable, MissingExtra, ConfigError, WeightsUnavailable, WeightsCorrupt
         """
         given, named, config = instances or {}, config.translator is not None, resolved(config)
-        if config.device != "cpu":
-            resolve_device(config.device)
 
         def make(kind: Kind) -> Built:
-            built = build(
-                kind,
-                given.get(kind, getattr(config, kind)),
-                registries=config.registries,
-                device=config.device,
-                offline=config.offline,
-            )
-            check_wants(kind, built.plugin)
-            return built
+            return construct(kind, config, given.get(kind))
 
         segmenter = make("segmenter")
+        if not translate:
+            return cls(config, None, segmenter, make("classifier"))
         wants_he = segmenter.plugin.wants.stain == "he"
         # A translator that is named is built even where it is not needed: a misspelt name is an error all the same.
         translator = make("translator") if wants_he or named else None
@@ -82,6 +78,21 @@ class Stages:
     def plugins(self) -> dict[str, Built | None]:
         """Return what was built by kind."""
         return {"translator": self.translator, "segmenter": self.segmenter, "classifier": self.classifier}
+
+
+def construct(kind: Kind, config: RunConfig, instance: Plugin | None = None) -> Built:
+    """Construct the plugin of one kind that `config` names, or take the instance; errors as `Stages.build`."""
+    if config.device != "cpu":
+        resolve_device(config.device)
+    built = build(
+        kind,
+        instance or getattr(config, kind),
+        registries=config.registries,
+        device=config.device,
+        offline=config.offline,
+    )
+    check_wants(kind, built.plugin)
+    return built
 
 
 def run(

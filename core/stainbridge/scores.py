@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 Role = Literal["method", "control"]
 Status = Literal["done", "failed"]
 
+ORACLE, EMPTY = "oracle", "empty"
+"""The truth itself and no nucleus at all, where a segmenter's name stands."""
+
 
 @dataclass(frozen=True)
 class Combination:
@@ -54,6 +57,7 @@ class ImageScore:
     peak_mb : largest resident memory of the process while the picture was at hand, 10^6 bytes
     subset : part of the data set that the picture belongs to, or an empty string
     finished_ms : when it was finished, milliseconds since 1970
+    made_by : git commit, or version, of the stainbridge that made the prediction
     """
 
     picture: str
@@ -65,6 +69,7 @@ class ImageScore:
     peak_mb: float | None = None
     subset: str = ""
     finished_ms: int = 0
+    made_by: str = ""
 
 
 @dataclass(frozen=True)

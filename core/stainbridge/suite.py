@@ -8,8 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from .config import Choice, RunConfig, explain, read_toml
-from .errors import ConfigError
+from .config import Choice, RunConfig, explain, read_model
 
 COMPARED = (
     "dice/dice_pooled",
@@ -135,12 +134,7 @@ class Suite(BaseModel):
             If the file cannot be read, is not TOML, or has an unknown key or a value out of range.
         """
         path = Path(path)
-        values = read_toml(path, ConfigError)
-        try:
-            suite = cls(**values)
-        except ConfigError as error:
-            raise ConfigError(f"{path}: {error}") from None
-        return suite.beside(path.resolve().parent)
+        return read_model(cls, path).beside(path.resolve().parent)
 
     def beside(self, folder: Path) -> Self:
         """Return a copy whose relative paths start at `folder`."""

@@ -160,6 +160,31 @@ class Brightness(Metric):
         return {"max": max(self.seen)}
 
 
+class Unpooled(Brightness):
+    """Claims to pool, and does not."""
+
+    name = "unpooled"
+
+    def pool(self, images, weights):
+        raise ZeroDivisionError("by design")
+
+
+class HasHe(Metric):
+    """Tells whether it is shown the virtual H&E, each time that it is shown a picture; cannot pool."""
+
+    name, api = "has_he", 1
+
+    def __init__(self):
+        self.seen = []
+
+    def update(self, result, truth):
+        self.seen.append(float(result.he is not None))
+        return {"he": self.seen[-1]}
+
+    def compute(self):
+        return {"he": min(self.seen)}
+
+
 class Module:
     @hookimpl
     def register_segmenters(self):
@@ -167,7 +192,7 @@ class Module:
 
     @hookimpl
     def register_metrics(self):
-        return [Brightness]
+        return [Brightness, Unpooled, HasHe]
 
 
 def test_a_plugin_that_breaks_is_rows_with_its_error(data, tmp_path):
@@ -184,6 +209,42 @@ def test_a_plugin_that_breaks_is_rows_with_its_error(data, tmp_path):
     assert [image.error for image in broken.failed] == ["ZeroDivisionError: by design"] * 2
     one = cell(found, "identity + baseline")
     assert one.pooled["brightness/max"] == max(image.values["brightness/mean"] for image in one.images)
+
+
+@pytest.fixture
+def module():
+    undo = register(Module(), "breaking")
+    yield
+    undo()
+
+
+def test_a_metric_that_cannot_pool_is_an_error_of_its_cells_and_the_suite_ends(data, tmp_path, module):
+    found = stainbridge.benchmark(suite(data, metrics=["dice", "unpooled"]), tmp_path / "out", tracking=False)
+    one = cell(found, "identity + baseline")
+    assert one.error == "The values of pictures could not be pooled: ZeroDivisionError: by design"
+    assert len(one.done) == 2
+    assert (found.folder / "combinations.csv").is_file()
+
+
+def test_a_metric_that_is_shown_the_predictions_again_sees_the_virtual_he_again(data, tmp_path, module):
+    found = stainbridge.benchmark(suite(data, metrics=["has_he"]), tmp_path / "out", tracking=False)
+    one = cell(found, "deconvolution/nuclear + baseline")
+    assert [image.values["has_he/he"] for image in one.images] == [1, 1]
+    assert one.pooled["has_he/he"] == 1
+    assert cell(found, "oracle").pooled["has_he/he"] == 0
+
+
+def test_rows_say_what_made_them_and_take_their_subset_from_the_data_set(data, tmp_path):
+    out = tmp_path / "out"
+    first = stainbridge.benchmark(suite(data), out, tracking=False)
+    assert all(image.made_by for image in first.cells[0].images)
+    (tmp_path / "subsets.csv").write_text("picture,subset\np0,left\np1,right\n")
+    table = {**suite(data).datasets[0], "subsets": str(tmp_path / "subsets.csv")}
+    again = stainbridge.benchmark(suite(data, datasets=[table]), out, tracking=False)
+    assert [image.finished_ms for image in again.cells[0].images] == [
+        image.finished_ms for image in first.cells[0].images
+    ]
+    assert set(again.cells[0].subsets) == {"left", "right"}
 
 
 def test_a_segmenter_of_ihc_is_one_cell_whatever_the_translators(data, tmp_path):
@@ -241,6 +302,14 @@ def test_mlflow_shows_a_run_per_cell_below_the_suites_run_and_never_twice(data, 
     mlflow = pytest.importorskip("mlflow", reason="the mlflow extra is not installed")
     for _ in range(2):
         found = stainbridge.benchmark(suite(data, translators=["identity"]), tmp_path / "out")
+    # The suite grows and goes on in the same folder: nothing that MLflow would refuse.
+    told = []
+    found = stainbridge.benchmark(
+        suite(data, translators=["identity", "deconvolution/nuclear"]),
+        tmp_path / "out",
+        tell=lambda *one: told.append(one),
+    )
+    assert [one for one in told if one[3]] == []
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'out' / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("tiny")
     runs = client.search_runs([experiment.experiment_id])

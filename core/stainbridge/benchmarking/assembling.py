@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..datasets import Dataset
-from ..evaluation import by_subset, compare, pooled_intervals, pooled_values
+from ..evaluation import build_metrics, by_subset, compare, pooled_intervals, pooled_values
 from ..interfaces import Metric, Poolable
 from ..provenance import software
-from ..scores import Difference, ImageScore, Scores
+from ..scores import EMPTY, ORACLE, Difference, ImageScore, Scores
 from ..suite import Suite
-from .plan import Cell, file_names
-from .work import load_prediction
+from .plan import CONTROLS, Cell, file_names
+from .work import load_prediction, read_json
+
+_FLOOR = CONTROLS[0].name, CONTROLS[1].name
 
 
 def assemble(
@@ -27,17 +30,18 @@ def assemble(
 ) -> Scores:
     """Return the scores of a cell: pooled values, intervals, subsets, flags and provenance."""
     done = [row for row in rows if row.status == "done"]
-    pooled = pooled_values(metrics, done) | _recomputed(metrics, dataset, done, folder)
-    return Scores(
-        cell.combination,
-        tuple(rows),
-        pooled,
-        pooled_intervals(metrics, done, times=suite.bootstraps, seed=suite.seed),
-        by_subset(metrics, done),
-        cell.flags,
-        _facts(cell, dataset),
-        cell.error,
+    scores = Scores(
+        cell.combination, tuple(rows), flags=cell.flags, facts=_facts(cell, dataset, done), error=cell.error
     )
+    try:
+        return replace(
+            scores,
+            pooled=pooled_values(metrics, done) | _recomputed(metrics, dataset, done, folder),
+            intervals=pooled_intervals(metrics, done, times=suite.bootstraps, seed=suite.seed),
+            subsets=by_subset(metrics, done),
+        )
+    except Exception as error:  # a stranger's metric may raise anything; the other cells must not pay for it
+        return replace(scores, error=f"The values of pictures could not be pooled: {type(error).__name__}: {error}")
 
 
 def differences(suite: Suite, cells: Sequence[Scores], metrics: Mapping[str, Metric]) -> list[Difference]:
@@ -47,7 +51,7 @@ def differences(suite: Suite, cells: Sequence[Scores], metrics: Mapping[str, Met
     """
     found: list[Difference] = []
     for cell in cells:
-        if not cell.done or cell.combination.segmenter in ("oracle", "empty"):
+        if not cell.pooled or cell.combination.segmenter in (ORACLE, EMPTY):
             continue
         for other in _references(suite, cell, cells):
             found += compare(metrics, cell, other, suite.compared, times=suite.bootstraps, seed=suite.seed)
@@ -56,7 +60,7 @@ def differences(suite: Suite, cells: Sequence[Scores], metrics: Mapping[str, Met
 
 def _references(suite: Suite, cell: Scores, cells: Sequence[Scores]) -> list[Scores]:
     named = cell.combination
-    alike = [one for one in cells if one is not cell and one.done and one.combination.dataset == named.dataset]
+    alike = [one for one in cells if one is not cell and one.pooled and one.combination.dataset == named.dataset]
     same = [
         one
         for one in alike
@@ -65,11 +69,9 @@ def _references(suite: Suite, cell: Scores, cells: Sequence[Scores]) -> list[Sco
         and named.translator != suite.reference
     ]
     floor = [
-        one
-        for one in alike
-        if one.combination.segmenter == "baseline" and one.combination.translator == "identity" and one not in same
+        one for one in alike if (one.combination.translator, one.combination.segmenter) == _FLOOR and one not in same
     ]
-    chosen = same[:1] + (floor[:1] if named.segmenter != "baseline" else [])
+    chosen = same[:1] + (floor[:1] if named.segmenter != _FLOOR[1] else [])
     methods = [one for one in alike if one.combination.role == "method"] if named.role == "method" else []
     for value in suite.compared:
         known = [one for one in methods if not math.isnan(one.pooled.get(value, math.nan))]
@@ -82,21 +84,23 @@ def _recomputed(
     metrics: Mapping[str, Metric], dataset: Dataset, done: Sequence[ImageScore], folder: Path
 ) -> dict[str, float]:
     """Return pooled values of metrics that cannot pool from rows: they are shown the saved predictions once more."""
-    left = {name: type(metric)() for name, metric in metrics.items() if not isinstance(metric, Poolable)}
-    if not left or not done:
+    names = [name for name, metric in metrics.items() if not isinstance(metric, Poolable)]
+    if not names or not done:
         return {}
-    names = dict(zip((item.name for item in dataset.items), file_names(dataset), strict=True))
+    left: dict[str, Metric] = {name: one.plugin for name, one in build_metrics(names).items()}
     finished = {row.picture for row in done}
-    for item in dataset.items:
+    for item, name in zip(dataset.items, file_names(dataset), strict=True):
         if item.name in finished:
             sample = item.sample()
-            result = load_prediction(folder / "predictions" / f"{names[item.name]}.npz", sample, None)
+            he = read_json(folder / "images" / f"{name}.json")["he"]
+            place = folder.parent.parent / he if he else None
+            result = load_prediction(folder / "predictions" / f"{name}.npz", sample, place)
             for metric in left.values():
                 metric.update(result, sample)
     return {f"{name}/{key}": float(value) for name, metric in left.items() for key, value in metric.compute().items()}
 
 
-def _facts(cell: Cell, dataset: Dataset) -> dict[str, Any]:
+def _facts(cell: Cell, dataset: Dataset, done: Sequence[ImageScore]) -> dict[str, Any]:
     card = dataset.card
     return {
         "key": cell.key,
@@ -114,6 +118,7 @@ def _facts(cell: Cell, dataset: Dataset) -> dict[str, Any]:
             "citation": card.citation,
             "remarks": list(dataset.remarks),
         },
+        "predictions made by": sorted({image.made_by for image in done}),
         "software": software(),
         "device": cell.config.device,
     }

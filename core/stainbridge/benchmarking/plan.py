@@ -17,7 +17,7 @@ from ..datasets import Dataset, open_dataset
 from ..discovery import Built, build
 from ..errors import ConfigError, StainbridgeError, UnknownPlugin
 from ..interfaces import Kind, Plugin
-from ..scores import Combination, Role
+from ..scores import EMPTY, ORACLE, Combination, Role
 from ..suite import Suite
 
 Answer = Literal["run", "oracle", "empty"]
@@ -203,7 +203,7 @@ def _cells_of(suite: Suite, dataset: Dataset, parts: Mapping[tuple[Kind, str], P
             yield cell
     if suite.controls:
         first = parts["classifier", repr(suite.classifiers[0])]
-        yield from (_control(suite, dataset, answer, first) for answer in ("oracle", "empty"))
+        yield from (_control(suite, dataset, answer, first) for answer in (ORACLE, EMPTY))
 
 
 def _combined(suite: Suite) -> Iterator[tuple[Choice, Choice, Choice, Role]]:

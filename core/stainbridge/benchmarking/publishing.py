@@ -16,7 +16,7 @@ from ..report.figures import write_figures
 from ..report.page import write_page
 from ..report.panels import Panel, paint
 from ..report.tables import image_row, write_records, write_tables
-from ..scores import Benchmark, Scores
+from ..scores import EMPTY, ORACLE, Benchmark, Scores
 from ..suite import Suite
 from ..tracking import Run, Tracker
 from .plan import Cell, digest, file_names
@@ -44,8 +44,9 @@ class Publisher:
     def _start(self) -> Run:
         key = f"suite {digest({'name': self.suite.name, 'folder': str(self.out.resolve())})}"
         parent = self.tracker.run(key, self.suite.name, tags={"stainbridge.kind": "suite"})
-        values = self.suite.to_dict()
-        parent.params({name: json.dumps(value) if isinstance(value, list) else value for name, value in values.items()})
+        # Tags and not parameters, which MLflow never changes: a suite may grow and go on in the same folder.
+        parent.tags({f"suite.{name}": json.dumps(value) for name, value in self.suite.to_dict().items()})
+        parent.artifact(self.out / "suite.json")
         return parent
 
     def cell(self, cell: Cell, scores: Scores, folder: Path) -> None:
@@ -58,13 +59,14 @@ class Publisher:
             "segmenter": named.segmenter,
             "classifier": named.classifier or cell.config.classifier.name,
             "role": named.role,
-            "commit": str(scores.facts["software"]["commit"]),
+            "commit": ", ".join(scores.facts["predictions made by"]) or "none",
             "flags": "; ".join(scores.flags) or "none",
         }
         run = self.tracker.run(
             f"cell {cell.key} {named.method}", f"{named.dataset}: {named.method}", parent=self._parent, tags=tags
         )
-        run.params({"facts": {key: scores.facts[key] for key in ("plugins", "config", "data", "software", "device")}})
+        run.params({"facts": {key: scores.facts[key] for key in ("plugins", "config", "data", "device")}})
+        run.tags({"versions": json.dumps(scores.facts["software"])})
         finished_ms = max((one.finished_ms for one in scores.done), default=1)
         run.metrics({**scores.pooled, **_intervals(scores), **_costs(scores)}, time_ms=finished_ms)
         run.table([_shown(image_row(scores, image)) for image in scores.images], "images")
@@ -130,7 +132,7 @@ class Publisher:
         he: dict[str, RGB] = {}
         for scores in scored:
             named = scores.combination
-            if named.segmenter in ("oracle", "empty") or item.name not in {one.picture for one in scores.done}:
+            if named.segmenter in (ORACLE, EMPTY) or item.name not in {one.picture for one in scores.done}:
                 continue
             folder = self.out / "cells" / cells[named.dataset, named.method].slug
             found[named.method] = load_labels(folder / "predictions" / f"{name}.npz")

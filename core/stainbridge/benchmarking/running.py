@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from ..datasets import Dataset, Item
+from ..discovery import Built
 from ..errors import ConfigError, OutputExists
 from ..evaluation import build_metrics, metric_names
 from ..execution import Executor, open_executor
@@ -102,7 +103,8 @@ def _run(suite: Suite, out: Path, options: Options) -> Benchmark:
     datasets = open_datasets(suite, options.data_dir)
     cells = plan(suite, datasets)
     _claim(out, suite)
-    instances: dict[str, Metric] = {name: one.plugin for name, one in build_metrics(names).items()}
+    built = build_metrics(names)
+    instances: dict[str, Metric] = {name: one.plugin for name, one in built.items()}
     experiment = suite.tracking.experiment or suite.name
     tracker = open_tracker(out, uri=suite.tracking.uri, experiment=experiment, enabled=options.tracking)
     tell = options.tell or _silent
@@ -110,7 +112,7 @@ def _run(suite: Suite, out: Path, options: Options) -> Benchmark:
         _told(tracker, tell),
         open_executor(options.scheduler, workers=options.workers, device=suite.run.device) as executor,
     ):
-        job = _Job(suite, out, names, instances, executor, tell)
+        job = _Job(suite, out, built, executor, tell)
         publisher = Publisher(tracker, suite, out, datasets)
         scored = job.run(cells, datasets, publisher.cell)
         compared = differences(suite, scored, instances)
@@ -129,6 +131,8 @@ def _told(tracker: Tracker, tell: Told) -> Iterator[None]:
         if flushed.waiting:
             problem = f"{flushed.problem}\nThe results are on the disk. The same command logs the rest."
             tell("MLflow", flushed.sent, flushed.sent + flushed.waiting, problem)
+        for refused in flushed.refused:
+            tell("MLflow", flushed.sent, flushed.sent, refused)
 
 
 class _Job:
@@ -138,12 +142,15 @@ class _Job:
         self,
         suite: Suite,
         out: Path,
-        names: tuple[str, ...],
-        metrics: Mapping[str, Metric],
+        metrics: Mapping[str, Built],
         executor: Executor,
         tell: Told,
     ) -> None:
-        self._suite, self._out, self._names, self._metrics = suite, out, names, metrics
+        self._suite, self._out = suite, out
+        self._metrics: dict[str, Metric] = {name: one.plugin for name, one in metrics.items()}
+        self._scored_by = digest(
+            [[name, one.facts["distribution"], one.facts["version"]] for name, one in metrics.items()]
+        )
         self._executor, self._tell = executor, tell
         self._hashes: dict[Path, str] = {}
         self.cells_by_method: dict[tuple[str, str], Cell] = {}
@@ -222,7 +229,9 @@ class _Job:
             return _failed(item, f"UnreadablePicture: {error.filename} cannot be read: {error.strerror}")
         key = digest({"cell": cell.key, "files": hashes, "mpp": item.mpp, "name": item.name})
         he = self._he(cell, item) if cell.translator_key else None
-        return Scoring(item, cell.config, cell.answer, he, self._folder(cell), name, key, self._names, cell.key)
+        folder = self._folder(cell)
+        names, scored_by = tuple(self._metrics), self._scored_by
+        return Scoring(item, cell.config, cell.answer, he, folder, name, key, names, scored_by, cell.key)
 
     def _he(self, cell: Cell, item: Item) -> Path | None:
         """Return where the virtual H&E of a picture lies; None where the picture cannot be read."""

@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 
 from ..config import RunConfig
 from ..datasets import Item
-from ..discovery import build
 from ..errors import UnreadablePicture
 from ..evaluation import build_metrics, update_all
 from ..execution import WorkerState
@@ -27,10 +26,10 @@ from ..interfaces import Metric
 from ..io import atomic_write, open_picture
 from ..io.tiles import STEP_PX, windows, write_tiff
 from ..measure import boxes, regions
-from ..pipeline import Stages, run_stages, translated
+from ..pipeline import Stages, construct, run_stages, translated
+from ..provenance import software
 from ..records import LabelMap, Labels, Nuclei, Result, Sample, Source
-from ..scores import ImageScore, image_from_dict, image_to_dict
-from ..torchkit import resolve_device
+from ..scores import EMPTY, ORACLE, ImageScore, image_from_dict, image_to_dict
 from .memory import PeakMemory
 from .plan import Answer
 
@@ -72,6 +71,7 @@ class Scoring:
     name : file name of the picture's row, without suffix
     key : sha256 of all that decides the prediction
     metrics : names
+    scored_by : sha256 of what decides the values of a prediction: the metrics and their versions
     """
 
     item: Item
@@ -82,7 +82,8 @@ class Scoring:
     name: str
     key: str
     metrics: tuple[str, ...]
-    cell_key: str = ""
+    scored_by: str
+    cell_key: str
 
     @property
     def row(self) -> Path:
@@ -113,7 +114,9 @@ class _Clock:
 
 def translate_picture(task: Translation, state: WorkerState) -> float:
     """Write the virtual H&E of a picture and return the seconds it took."""
-    translator = state.keep("model", ("translator", task.cell_key), partial(_translator, task.config))
+    translator = state.keep(
+        "model", ("translator", task.cell_key), partial(construct, "translator", task.config)
+    ).plugin
     start = time.perf_counter()
     he = translated(task.item.source(), translator, task.config)
     task.path.parent.mkdir(parents=True, exist_ok=True)
@@ -121,7 +124,7 @@ def translate_picture(task: Translation, state: WorkerState) -> float:
         blocks = (he.read(*window) for window in windows(he.shape, STEP_PX))
         write_tiff(path, blocks, shape=(*he.shape, 3), dtype=np.uint8, mpp=he.mpp, picture=task.path.stem)
     seconds = time.perf_counter() - start
-    facts = {"mpp": he.mpp, "seconds": seconds, "core_px": he.core_px, "sha256": file_sha256(task.path)}
+    facts = {"mpp": he.mpp, "seconds": seconds, "core_px": he.core_px}
     _write_json(task.mark, facts)
     return seconds
 
@@ -154,9 +157,10 @@ def score_picture(task: Scoring, state: WorkerState) -> ImageScore:
         memory.mb if earlier is None else earlier.peak_mb,
         task.item.subset,
         time.time_ns() // 1_000_000,
+        made_by() if earlier is None else earlier.made_by,
     )
     he = task.he and f"he/{task.he.name}"
-    _write_json(task.row, {"key": task.key, "metrics": list(task.metrics), "he": he, "image": image_to_dict(score)})
+    _write_json(task.row, {"key": task.key, "scored_by": task.scored_by, "he": he, "image": image_to_dict(score)})
     return score
 
 
@@ -166,9 +170,9 @@ def read_row(task: Scoring, *, same_metrics: bool = True) -> ImageScore | None:
         row = read_json(task.row)
         if row["key"] != task.key or not task.prediction.is_file():
             return None
-        if same_metrics and row["metrics"] != list(task.metrics):
+        if same_metrics and row["scored_by"] != task.scored_by:
             return None
-        return image_from_dict(row["image"])
+        return replace(image_from_dict(row["image"]), subset=task.item.subset)
     except (OSError, ValueError, LookupError, TypeError):
         return None
 
@@ -221,6 +225,12 @@ def answer_of(labels: LabelMap, sample: Sample, positive: NDArray[np.bool_] | No
     return Result(sample.source, Labels(labels, sample.source.mpp), nuclei, None, {}, {})
 
 
+def made_by() -> str:
+    """Return the commit that stainbridge runs from, or its version."""
+    found = software()
+    return str(found["commit"] or found["stainbridge"])
+
+
 def file_sha256(path: Path) -> str:
     """Return the sha256 of a file."""
     with path.open("rb") as file:
@@ -239,11 +249,11 @@ def _write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def _predict(task: Scoring, sample: Sample, state: WorkerState, clock: _Clock) -> Result:
-    if task.answer == "oracle":
+    if task.answer == ORACLE:
         return answer_of(sample.truth.array, sample, sample.positive)
-    if task.answer == "empty":
+    if task.answer == EMPTY:
         return answer_of(np.zeros(sample.truth.shape, np.int32), sample, None)
-    stages = state.keep("model", ("cell", task.cell_key), partial(_stages, task.config))
+    stages = state.keep("model", ("cell", task.cell_key), partial(Stages.build, task.config, translate=False))
     he = open_he(task.he) if task.he else None
     clock.lap("read")
     result = run_stages(sample.source, stages, he=he, progress=clock.told)
@@ -253,29 +263,6 @@ def _predict(task: Scoring, sample: Sample, state: WorkerState, clock: _Clock) -
 
 def _translation(he: Path | None) -> dict[str, Any]:
     return {} if he is None else {"translation": {"core_px": read_json(he.with_suffix(".json"))["core_px"]}}
-
-
-def _translator(config: RunConfig) -> Any:
-    assert config.translator is not None
-    if config.device != "cpu":
-        resolve_device(config.device)
-    return build(
-        "translator",
-        config.translator,
-        registries=config.registries,
-        device=config.device,
-        offline=config.offline,
-    ).plugin
-
-
-def _stages(config: RunConfig) -> Stages:
-    """Construct what runs after the translation."""
-    assert config.segmenter is not None
-    if config.device != "cpu":
-        resolve_device(config.device)
-    shared = {"registries": config.registries, "device": config.device, "offline": config.offline}
-    segmenter = build("segmenter", config.segmenter, **shared)  # type: ignore[arg-type]
-    return Stages(config, None, segmenter, build("classifier", config.classifier, **shared))  # type: ignore[arg-type]
 
 
 def _load(path: Path) -> dict[str, NDArray[Any]]:
