@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from ..datasets import Dataset, Item
 from ..errors import MissingExtra
@@ -22,6 +22,9 @@ from ..tracking import Run, Tracker
 from .plan import Cell, digest, file_names
 from .work import load_labels, open_he
 
+Told: TypeAlias = Callable[[str, int, int, str], None]
+"""Told (what, steps done, steps in all, a failure or an empty string)."""
+
 
 @dataclass
 class Publisher:
@@ -31,12 +34,14 @@ class Publisher:
     ----------
     tracker : logs to MLflow
     suite, out, datasets : of the benchmark
+    tell : told what MLflow will never take
     """
 
     tracker: Tracker
     suite: Suite
     out: Path
     datasets: Sequence[Dataset]
+    tell: Told
 
     def __post_init__(self) -> None:
         self._parent = self._start()
@@ -74,7 +79,8 @@ class Publisher:
         for path in self._paintings(cell, scores, folder):
             run.figure(path)
         run.finish("FAILED" if scores.failed and not scores.done else "FINISHED")
-        self.tracker.flush()
+        for refused in self.tracker.flush().refused:
+            self.tell("MLflow", 0, 0, refused)
 
     def _paintings(self, cell: Cell, scores: Scores, folder: Path) -> Iterator[Path]:
         """Write the first pictures with what was found blue, invented red and missed green, and yield their paths."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 from ..datasets import Dataset, Item
 from ..discovery import Built
@@ -21,13 +21,10 @@ from ..suite import Suite
 from ..tracking import Tracker, open_tracker
 from .assembling import assemble, differences
 from .plan import Cell, digest, file_names, open_datasets, plan
-from .publishing import Publisher
+from .publishing import Publisher, Told
 from .work import Scoring, Translation, file_sha256, read_json, read_row, score_picture, translate_picture
 
 MARK = "suite.json"
-
-Told: TypeAlias = Callable[[str, int, int, str], None]
-"""Told (what, steps done, steps in all, a failure or an empty string)."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +110,7 @@ def _run(suite: Suite, out: Path, options: Options) -> Benchmark:
         open_executor(options.scheduler, workers=options.workers, device=suite.run.device) as executor,
     ):
         job = _Job(suite, out, built, executor, tell)
-        publisher = Publisher(tracker, suite, out, datasets)
+        publisher = Publisher(tracker, suite, out, datasets, tell)
         scored = job.run(cells, datasets, publisher.cell)
         compared = differences(suite, scored, instances)
         whole = Benchmark(suite.name, tuple(scored), tuple(compared), out)
