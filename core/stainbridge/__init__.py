@@ -19,14 +19,20 @@ if TYPE_CHECKING:
         API_VERSION,
         Batched,
         Calibrated,
+        Exported,
+        Labelled,
+        Learner,
         Metric,
         Plugin,
         PluginConfig,
         Poolable,
         PositivityClassifier,
+        Reconstructing,
         Segmenter,
+        Snapshot,
         Trainable,
         Translator,
+        Unpaired,
         Wants,
     )
     from .io import open_picture, save
@@ -35,6 +41,7 @@ if TYPE_CHECKING:
     from .scores import Benchmark, Scores
     from .scoring import rescore, score
     from .suite import Suite
+    from .training import TrainConfig, train
 
 __version__ = "0.1.0"
 
@@ -43,9 +50,12 @@ _HOMES = {
     "Batched": "interfaces",
     "Benchmark": "scores",
     "Calibrated": "interfaces",
+    "Exported": "interfaces",
     "Image": "records",
     "LabelMap": "records",
+    "Labelled": "interfaces",
     "Labels": "records",
+    "Learner": "interfaces",
     "Metric": "interfaces",
     "Nuclei": "records",
     "Plugin": "interfaces",
@@ -53,15 +63,19 @@ _HOMES = {
     "Poolable": "interfaces",
     "PositivityClassifier": "interfaces",
     "RGB": "records",
+    "Reconstructing": "interfaces",
     "Result": "records",
     "RunConfig": "config",
     "Sample": "records",
     "Scores": "scores",
     "Segmenter": "interfaces",
+    "Snapshot": "interfaces",
     "Source": "records",
     "Suite": "suite",
+    "TrainConfig": "training",
     "Trainable": "interfaces",
     "Translator": "interfaces",
+    "Unpaired": "interfaces",
     "Wants": "interfaces",
     "benchmark": "benchmarking",
     "build": "discovery",
@@ -74,6 +88,7 @@ _HOMES = {
     "run": "pipeline",
     "save": "io",
     "score": "scoring",
+    "train": "training",
 }
 
 __all__ = [
@@ -82,24 +97,31 @@ __all__ = [
     "Batched",
     "Benchmark",
     "Calibrated",
+    "Exported",
     "Image",
     "LabelMap",
+    "Labelled",
     "Labels",
+    "Learner",
     "Metric",
     "Nuclei",
     "Plugin",
     "PluginConfig",
     "Poolable",
     "PositivityClassifier",
+    "Reconstructing",
     "Result",
     "RunConfig",
     "Sample",
     "Scores",
     "Segmenter",
+    "Snapshot",
     "Source",
     "Suite",
+    "TrainConfig",
     "Trainable",
     "Translator",
+    "Unpaired",
     "Wants",
     "benchmark",
     "build",
@@ -112,6 +134,7 @@ __all__ = [
     "run",
     "save",
     "score",
+    "train",
 ]
 
 

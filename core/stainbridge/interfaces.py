@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, Self, TypeAlias, runtime_checkable
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Self, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -196,10 +196,108 @@ class Poolable(Protocol):
         ...
 
 
+class Unpaired(NamedTuple):
+    """A batch of two stains whose pictures have nothing to do with each other: uint8 (N, H, W, 3) each."""
+
+    ihc: RGB
+    he: RGB
+
+
+class Labelled(NamedTuple):
+    """A batch of pictures with truth: uint8 (N, H, W, 3), instance labels int32 (N, H, W), types uint8 (N, H, W) or None."""
+
+    pixels: RGB
+    labels: LabelMap
+    types: NDArray[np.uint8] | None = None
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Where a training stands.
+
+    Parameters
+    ----------
+    tensors : networks, optimisers, pools: torch tensors by name
+    values : counters and states of random numbers: plain JSON values
+    """
+
+    tensors: Mapping[str, Any]
+    values: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What the plugin that was trained needs in order to run.
+
+    Parameters
+    ----------
+    files : torch tensors by name, by the name of the weight file they belong in (safetensors)
+    config : the plugin's settings that differ from its defaults: plain JSON values
+    """
+
+    files: Mapping[str, Mapping[str, Any]]
+    config: Mapping[str, Any]
+
+
+@runtime_checkable
+class Learner(Protocol):
+    """Networks in training, driven step by step by `stainbridge.training`; made by a `Trainable`.
+
+    It owns networks, losses, optimisers and schedule, and neither files nor data nor logs. Its state after `restore` equals, bit for
+    bit on a CPU, its state at `snapshot`.
+    """
+
+    def begin(self, epoch: int, epochs: int, steps: int) -> None:
+        """Start epoch `epoch` of `epochs`, counted from 1, of `steps` steps each."""
+        ...
+
+    def step(self, batch: Any) -> Mapping[str, float]:
+        """Learn from one batch, an `Unpaired` or a `Labelled`; return the losses by name."""
+        ...
+
+    def snapshot(self) -> Snapshot:
+        """Return everything it takes to go on from here."""
+        ...
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Go on from a snapshot of a learner with the same settings."""
+        ...
+
+    def export(self) -> Exported:
+        """Return the weights and settings that its plugin is used with."""
+        ...
+
+
+@runtime_checkable
+class Reconstructing(Protocol):
+    """Capability of a learner: it also learns the way back, so that a cycle can be shown."""
+
+    def reconstruct(self, he: RGB) -> RGB:
+        """Return uint8 (N, H, W, 3) IHC for virtual H&E of that shape."""
+        ...
+
+
 @runtime_checkable
 class Trainable(Protocol):
-    """Capability: learns from data; keeps its own training loop."""
+    """Capability of a plugin class: `stainbridge train` can train its networks."""
 
-    def fit(self, data: Any, folder: Path, **options: Any) -> Path:
-        """Train on `data`, writing below `folder`; return the path of the best checkpoint."""
+    Training: ClassVar[type[PluginConfig]]
+    """Settings of the learner: networks, losses, optimisers, precision."""
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]]
+    """Settings of whole trainings by name: keys of `stainbridge.training.TrainConfig`, and `learner` for those of `Training`."""
+    learns_from: ClassVar[Literal["unpaired", "labelled"]]
+    """Kind of batch that its learner takes."""
+
+    @classmethod
+    def learner(cls, settings: Any, *, device: str, seed: int, mpp: float, patch_px: int) -> Learner:
+        """Return a learner with fresh networks.
+
+        Parameters
+        ----------
+        settings : an instance of `Training`
+        device : "cpu", "cuda" or "cuda:N"
+        seed : of the first weights, and of whatever the learner draws
+        mpp : micrometres per pixel of the batches
+        patch_px : side of the batches' pictures
+        """
         ...

@@ -22,7 +22,7 @@ LAYERS = (
     "batch demonstration execution pipeline provenance rescoring scoring stages table",
     "datasets detections tracking",
     "evaluation",
-    "report train",
+    "report training",
     "benchmarking",
     "cli_benchmark cli_datasets scaffold testing",
     "cli",

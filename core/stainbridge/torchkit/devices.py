@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import ConfigError, DeviceUnavailable, MissingExtra, nearest
+from ..errors import ConfigError, DeviceUnavailable, MissingExtra, nearest
 
 if TYPE_CHECKING:
     import torch
