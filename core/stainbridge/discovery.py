@@ -103,6 +103,7 @@ def build(
         choice = Choice.of(choice)
     except ConfigError as error:
         raise ConfigError(f"{kind} = {choice!r}: {error}.") from None
+    choice, registries = _out_of_its_folder(choice, registries)
     listed = catalog()
     registry = listed.registry.merge(*(Registry.read(path) for path in registries))
     name, model = registry.resolve(choice.name)
@@ -123,17 +124,47 @@ def build(
 def resolved(config: RunConfig, settings: Iterable[str] = ()) -> RunConfig:
     """Return `config` with a segmenter and a translator: where none is named, those of the registry's defaults.
 
+    A folder that a training wrote may stand for the model in it: its registry file joins those of the run.
     A segmenter without a default of its own is given the IHC itself. `settings` are as in `RunConfig.with_overrides`; those of a
     plugin ("segmenter.key=value") apply to the plugin that was found.
     """
     settings = list(settings)
-    config = config.with_overrides(one for one in settings if "." not in one.partition("=")[0])
+    config = _without_folders(config.with_overrides(one for one in settings if "." not in one.partition("=")[0]))
     registry = catalog().registry.merge(*(Registry.read(path) for path in config.registries))
     default = registry.default_for(config.segmenter.name if config.segmenter else None)
     segmenter = config.segmenter or Choice.of(default.segmenter if default else "baseline")
     translator = config.translator or Choice.of(default.translator if default else "identity")
     config = config.replace(segmenter=segmenter, translator=translator)
     return config.with_overrides(one for one in settings if "." in one.partition("=")[0])
+
+
+def _without_folders(config: RunConfig) -> RunConfig:
+    """Return `config` with models by name where it names the folders that they lie in."""
+    for kind in ("translator", "segmenter", "classifier"):
+        choice: Choice | None = getattr(config, kind)
+        if choice is not None:
+            named, registries = _out_of_its_folder(choice, config.registries)
+            if named is not choice:
+                config = config.replace(**{kind: named, "registries": tuple(registries)})
+    return config
+
+
+def _out_of_its_folder(choice: Choice, registries: Sequence[str | Path]) -> tuple[Choice, Sequence[str | Path]]:
+    """Return the model of a folder that holds one, and the registries with its own; anything else as it is."""
+    if choice.name in catalog().registry.models or not Path(choice.name).is_dir():
+        return choice, registries
+    places = [Path(choice.name, "registry.toml"), Path(choice.name, "model", "registry.toml")]
+    path = next((place for place in places if place.is_file()), None)
+    if path is None:
+        return choice, registries
+    models = list(Registry.read(path).models)
+    if len(models) != 1:
+        raise ConfigError(
+            f"{path} holds {len(models)} models ({', '.join(models) or 'none'}), so the folder does not say which one.\n"
+            f"Name it: --registry {path} and one of its models."
+        )
+    known = {Path(one).resolve() for one in registries}
+    return Choice(models[0], choice.config), registries if path.resolve() in known else [*registries, path]
 
 
 def _discover() -> Catalog:

@@ -290,3 +290,48 @@ def test_a_missing_library_is_said_before_weights_are_fetched(monkeypatch):
         MissingExtra, match=r"needs torch, which is not installed.\nRun: pip install 'stainbridge\[torch\]'"
     ):
         discovery.build("segmenter", "instanseg/brightfield")
+
+
+class TestAFolderThatHoldsAModel:
+    @pytest.fixture
+    def folder(self, tmp_path):
+        def make(*names, inside="model"):
+            place = tmp_path / "run" / inside
+            place.mkdir(parents=True)
+            tables = [
+                f'[models."{name}"]\nplugin = "baseline"\nsummary = "Mine"\nconfig = {{ stain = "he" }}\n'
+                'licence = "unstated"\ncommercial = false\n'
+                for name in names
+            ]
+            (place / "registry.toml").write_text("\n".join(tables))
+            return tmp_path / "run"
+
+        return make
+
+    @pytest.mark.parametrize("inside", ["model", "."])
+    def test_stands_for_its_model(self, folder, inside):
+        config = resolved(RunConfig(segmenter=str(folder("baseline/mine", inside=inside))))
+        assert config.segmenter.name == "baseline/mine"
+        assert [path.name for path in config.registries] == ["registry.toml"]
+        assert (
+            discovery.build("segmenter", config.segmenter, registries=config.registries).facts["model"]
+            == "baseline/mine"
+        )
+
+    def test_can_be_built_and_set_directly(self, folder):
+        built = discovery.build("segmenter", Choice(str(folder("baseline/mine")), {"least_area_um2": 7.0}))
+        assert built.plugin.config.stain == "he"
+        assert built.plugin.config.least_area_um2 == 7.0
+
+    def test_may_be_named_besides_its_registry(self, folder):
+        run = folder("baseline/mine")
+        config = RunConfig(segmenter=str(run), registries=(run / "model" / "registry.toml",))
+        assert len(resolved(config).registries) == 1
+
+    def test_must_hold_one_model(self, folder):
+        with pytest.raises(ConfigError, match=r"(?s)holds 2 models \(baseline/a, baseline/b\).*Name it: --registry"):
+            resolved(RunConfig(segmenter=str(folder("baseline/a", "baseline/b"))))
+
+    def test_is_nothing_special_without_a_registry_file(self, tmp_path):
+        with pytest.raises(UnknownPlugin, match="No model is named"):
+            discovery.build("segmenter", str(tmp_path))
