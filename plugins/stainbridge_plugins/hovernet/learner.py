@@ -1,0 +1,214 @@
+"""Train HoVer-Net. Source: Graham et al. 2019, section 3.3; models/hovernet/opt.py and run_desc.py of the original."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from pydantic import Field
+
+from stainbridge import Exported, Labelled, Snapshot
+from stainbridge.errors import ConfigError
+from stainbridge.torchkit import autocast, import_torch, parallel, resolve_device
+from stainbridge.torchkit.states import adam, copied, joined, of_network, of_optimiser, part, to_network, to_optimiser
+from stainbridge.torchkit.training import EMA, LearnerSettings, resolve_precision
+
+from .augment import recoloured
+from .losses import Axes, total
+from .network import Design, Mode, build
+from .targets import distance_maps, middle
+
+if TYPE_CHECKING:
+    import torch
+
+FILE = "hovernet.safetensors"
+"""Name of the exported weights."""
+
+_ENCODER = ("d0", "d1", "d2", "d3")
+_DECAY_EPOCHS, _DECAY = 25, 0.1
+
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "phase1": {"epochs": 50, "batch_size": 16, "patch_px": 256, "flips": "all", "learner": {"frozen_epochs": 50}},
+    "phase2": {"epochs": 50, "batch_size": 4, "patch_px": 256, "flips": "all"},
+    "scratch": {"epochs": 100, "batch_size": 8, "patch_px": 256, "flips": "all"},
+}
+"""The paper's two phases, the second of which starts from the first one's weights (`learner.start`), and one without any start."""
+
+
+class Training(LearnerSettings):
+    """Network, losses and schedule of a training."""
+
+    mode: Mode = Field("fast", description="fast: 256 -> 164 px; original: 270 -> 80 px")
+    types: int = Field(0, ge=0, description="types of nuclei, background included; 0: none are learned")
+    lr: float = Field(
+        1e-4, gt=0, description="learning rate of Adam; a tenth of it after 25 epochs of a phase, and so on"
+    )
+    frozen_epochs: int = Field(0, ge=0, description="epochs at first in which the encoder stays as it is: phase 1")
+    start: Path | None = Field(
+        None, description="checkpoint to start from: of the encoder alone, or of the whole network"
+    )
+    recolour: bool = Field(True, description="vary colours, sharpness and noise")
+    gradient: Axes = Field(
+        "original", description="derivatives compared: across each map's axis as in the original, or along it"
+    )
+    slimming: int = Field(1, description="the original's channels are divided by it: 1, 2, 4 or 8")
+
+
+class HoVerNetLearner:
+    """HoVer-Net in training; see `stainbridge.Learner`.
+
+    Parameters
+    ----------
+    settings : network and losses
+    device : "cpu", "cuda" or "cuda:N"
+    seed : of the first weights and of the recolouring
+    mpp : micrometres per pixel of the batches
+    patch_px : side of their pictures, which must be one that the network takes
+
+    Raises
+    ------
+    ConfigError
+        If the network does not take pictures of that size, or the start is a file of another network.
+    """
+
+    def __init__(self, settings: Training, *, device: str, seed: int, mpp: float, patch_px: int) -> None:
+        torch = import_torch("train hovernet")
+        self.settings, self._mpp, self._device = settings, mpp, resolve_device(device)
+        self._precision = resolve_precision(settings.precision, self._device)
+        self._design = Design(settings.mode, settings.types, settings.slimming)
+        self._output_px = self._design.output_of(patch_px)
+        self._rng = torch.Generator().manual_seed(seed + parallel.rank())
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self._network = build(self._design)
+        if settings.start is not None:
+            _begin_from(self._network, settings.start)
+        layout = torch.channels_last if settings.channels_last else torch.contiguous_format
+        self._network.to(self._device, memory_format=layout)
+        self._ema = EMA(self._network, settings.ema) if settings.ema else None
+        self._enter(frozen=settings.frozen_epochs > 0)
+
+    def begin(self, epoch: int, epochs: int, steps: int) -> None:
+        """Set the learning rate of an epoch; the first after the frozen ones starts a phase with an optimiser of its own."""
+        frozen = epoch <= self.settings.frozen_epochs
+        if frozen != self._frozen:
+            self._enter(frozen=frozen)
+        past = epoch - 1 - (0 if frozen else self.settings.frozen_epochs)
+        for group in self._optimiser.param_groups:
+            group["lr"] = self.settings.lr * _DECAY ** (past // _DECAY_EPOCHS)
+
+    def step(self, batch: Labelled) -> Mapping[str, float]:
+        """Learn from uint8 (N, H, W, 3), int32 (N, H, W) and types uint8 (N, H, W), which a network with types needs.
+
+        Raises
+        ------
+        ConfigError
+            If types are missing, or are more than the network has.
+        """
+        torch = import_torch("train hovernet")
+        self._check_types(batch)
+        self._network.train()
+        self._optimiser.zero_grad(set_to_none=True)
+        parts = np.array_split(np.arange(len(batch.pixels)), min(self.settings.accumulate, len(batch.pixels)))
+        losses: dict[str, torch.Tensor] = {}
+        for index, rows in enumerate(parts):
+            share = len(rows) / len(batch.pixels)
+            with parallel.gathering([self._wrapped], last=index == len(parts) - 1):
+                found = self._losses(batch, rows)
+                (found["loss"] * share).backward()
+            for name, value in found.items():
+                losses[name] = losses.get(name, 0) + value.detach() * share
+        self._optimiser.step()
+        if self._ema is not None:
+            self._ema.update()
+        values = parallel.averaged(torch.stack(list(losses.values()))).tolist()
+        return dict(zip(losses, values, strict=True))
+
+    def snapshot(self) -> Snapshot:
+        """Return network, optimiser, average and the state of the random numbers."""
+        parts = {
+            "network": of_network(self._network),
+            "optimiser": of_optimiser(self._optimiser),
+            "own": Snapshot({"rng": self._rng.get_state()}, {"frozen": self._frozen}),
+        }
+        return joined(parts if self._ema is None else {**parts, "ema": self._ema.snapshot()})
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Go on from a snapshot; raises ConfigError if it is that of another network."""
+        own = part(snapshot, "own")
+        to_network(self._network, part(snapshot, "network"))
+        self._enter(frozen=bool(own.values["frozen"]))
+        to_optimiser(self._optimiser, part(snapshot, "optimiser"))
+        if self._ema is not None:
+            self._ema.restore(part(snapshot, "ema"))
+        self._rng.set_state(own.tensors["rng"])
+
+    def export(self) -> Exported:
+        """Return the network's weights under the original's names, and the scale that they are for."""
+        tensors = self._network.state_dict() if self._ema is None else self._ema.tensors()
+        return Exported({FILE: {name: copied(tensor) for name, tensor in tensors.items()}}, {"mpp": self._mpp})
+
+    def _enter(self, *, frozen: bool) -> None:
+        """Start a phase: with the encoder frozen or free, and an optimiser that knows what learns."""
+        self._frozen = frozen
+        for name in _ENCODER:
+            getattr(self._network, name).requires_grad_(not frozen)
+        self._optimiser = adam([self._network], lr=self.settings.lr, betas=(0.9, 0.999), fused=self.settings.fused)
+        self._wrapped = parallel.wrapped(self._network, self._device)
+        if self.settings.compile:
+            self._wrapped = import_torch("train hovernet").compile(self._wrapped)
+
+    def _losses(self, batch: Labelled, rows: np.ndarray[Any, Any]) -> dict[str, torch.Tensor]:
+        torch = import_torch("train hovernet")
+        pixels = torch.from_numpy(np.ascontiguousarray(batch.pixels[rows])).to(self._device).permute(0, 3, 1, 2).float()
+        labels = torch.from_numpy(batch.labels[rows].astype(np.int64)).to(self._device)
+        types = None
+        if self.settings.types:
+            types = middle(torch.from_numpy(batch.types[rows].astype(np.int64)).to(self._device), self._output_px)
+        hv, nuclear = distance_maps(labels, self._output_px)
+        if self.settings.recolour:
+            pixels = recoloured(pixels, self._rng)
+        if self.settings.channels_last:
+            pixels = pixels.to(memory_format=torch.channels_last)
+        with autocast(self._device, self._precision):
+            maps = self._wrapped(pixels)
+        return total(maps, hv, nuclear, types, axes=self.settings.gradient)
+
+    def _check_types(self, batch: Labelled) -> None:
+        if not self.settings.types:
+            return
+        if batch.types is None:
+            raise ConfigError(
+                f"{self.settings.types} types are to be learned, but the pictures have none.\n"
+                "Put NAME_types.png beside NAME.png and NAME_labels.png, or set learner.types=0."
+            )
+        if int(batch.types.max()) >= self.settings.types:
+            raise ConfigError(
+                f"The pictures have a type {batch.types.max()}; learner.types={self.settings.types} has 0 to "
+                f"{self.settings.types - 1}, background included.\nSet learner.types={batch.types.max() + 1} or more."
+            )
+
+
+def learner(settings: Training, *, device: str, seed: int, mpp: float, patch_px: int) -> HoVerNetLearner:
+    """Return HoVer-Net with fresh weights, or those that the settings start from."""
+    return HoVerNetLearner(settings, device=device, seed=seed, mpp=mpp, patch_px=patch_px)
+
+
+def _begin_from(network: torch.nn.Module, path: Path) -> None:
+    """Take over what a checkpoint holds of the network: the encoder at least."""
+    from stainbridge.weights import load_state_dict
+
+    state = load_state_dict(path)
+    state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    own = network.state_dict()
+    known = {name: tensor for name, tensor in state.items() if name in own and own[name].shape == tensor.shape}
+    needed = [name for name in own if name.split(".")[0] in _ENCODER and not name.endswith("num_batches_tracked")]
+    missing = [name for name in needed if name not in known]
+    if missing:
+        raise ConfigError(
+            f"{path.name!r} cannot be started from: it has no {missing[0]!r} of HoVer-Net's encoder with this width "
+            f"(and {len(missing) - 1} more are missing).\nName a checkpoint of HoVer-Net or of its encoder."
+        )
+    network.load_state_dict({**own, **known})

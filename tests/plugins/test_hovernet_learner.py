@@ -1,0 +1,158 @@
+"""HoVer-Net in training: it learns, goes on where it stopped, and says what does not fit."""
+
+import numpy as np
+import pytest
+
+from stainbridge import Labelled, Learner
+from stainbridge.errors import ConfigError
+
+pytestmark = pytest.mark.heavy
+torch = pytest.importorskip("torch", reason="needs the torch extra")
+
+from stainbridge_plugins.hovernet.augment import recoloured  # noqa: E402
+from stainbridge_plugins.hovernet.learner import Training, learner  # noqa: E402
+
+SMALL = {"slimming": 8, "precision": "fp32"}
+
+
+def batch(seed=0, count=2, types=False):
+    """Dark disks on a pale ground, and where they are."""
+    rng = np.random.default_rng(seed)
+    pixels = np.full((count, 256, 256, 3), 220, np.uint8)
+    labels = np.zeros((count, 256, 256), np.int32)
+    y, x = np.mgrid[:256, :256]
+    for picture, truth in zip(pixels, labels, strict=True):
+        for index, (cy, cx) in enumerate(
+            rng.permutation([(a, b) for a in range(20, 256, 40) for b in range(20, 256, 40)])
+        ):
+            inside = (y - cy) ** 2 + (x - cx) ** 2 <= rng.integers(8, 14) ** 2
+            picture[inside] = (90, 60, 140)
+            truth[inside] = index + 1
+    return Labelled(pixels, labels, (labels % 2 + 1).astype(np.uint8) * (labels > 0) if types else None)
+
+
+def made(**settings):
+    return learner(Training(**SMALL, **settings), device="cpu", seed=3, mpp=0.25, patch_px=256)
+
+
+def state(one):
+    snapshot = one.snapshot()
+    return {name: tensor.clone() for name, tensor in snapshot.tensors.items()}
+
+
+def test_it_is_a_learner_whose_losses_fall():
+    one = made(lr=1e-3)
+    assert isinstance(one, Learner)
+    one.begin(1, 1, 12)
+    losses = [one.step(batch())["loss"] for _ in range(12)]
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_types_are_learned_and_named_among_the_losses():
+    one = made(types=3)
+    one.begin(1, 1, 1)
+    found = one.step(batch(types=True))
+    assert found["loss"] == pytest.approx(sum(value for name, value in found.items() if name != "loss"), rel=1e-5)
+    assert {"tp_entropy", "tp_dice"} < set(found)
+
+
+@pytest.mark.parametrize("settings", [{}, {"ema": 0.9}, {"frozen_epochs": 1}])
+def test_what_is_restored_goes_on_bit_for_bit(settings):
+    one, other = made(**settings), made(**settings)
+    one.begin(1, 2, 2)
+    one.step(batch(1))
+    one.begin(2, 2, 2)
+    one.step(batch(2))
+    other.restore(one.snapshot())
+    for each in (one, other):
+        each.begin(2, 2, 2)
+        each.step(batch(3))
+    before, after = state(one), state(other)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_phase_one_leaves_the_encoder_as_it_is_and_phase_two_does_not():
+    one = made(frozen_epochs=1)
+    start = state(one)
+    changed = []
+    for epoch in (1, 2):
+        one.begin(epoch, 2, 1)
+        one.step(batch(epoch))
+        now = state(one)
+        changed.append(
+            {
+                name
+                for name in start
+                if name.endswith("weight") and "bn" not in name and not torch.equal(start[name], now[name])
+            }
+        )
+    assert not any(name.startswith("network/d1") for name in changed[0])
+    assert any(name.startswith("network/decoder") for name in changed[0])
+    assert any(name.startswith("network/d1") for name in changed[1])
+
+
+def test_the_rate_falls_to_a_tenth_after_25_epochs_of_each_phase():
+    one = made(frozen_epochs=30)
+    rates = []
+    for epoch in (1, 25, 26, 30, 31, 55, 56):
+        one.begin(epoch, 60, 1)
+        rates.append(one.snapshot().values["optimiser"]["lr"][0])
+    assert rates == pytest.approx([1e-4, 1e-4, 1e-5, 1e-5, 1e-4, 1e-4, 1e-5])
+
+
+def test_parts_of_a_batch_learn_from_every_picture():
+    whole, parts = made(recolour=False), made(recolour=False, accumulate=2)
+    for one in (whole, parts):
+        one.begin(1, 1, 1)
+    # Batch statistics differ between parts, so the two are near and not equal.
+    assert parts.step(batch(count=4))["loss"] == pytest.approx(whole.step(batch(count=4))["loss"], rel=0.1)
+
+
+def test_recolouring_keeps_the_mean_picture_and_changes_each():
+    pixels = torch.from_numpy(batch(count=8).pixels).permute(0, 3, 1, 2).float()
+    changed = recoloured(pixels, torch.Generator().manual_seed(0))
+    assert changed.shape == pixels.shape
+    assert changed.min() >= 0
+    assert changed.max() <= 255
+    shift = (changed.mean(dim=(1, 2, 3)) - pixels.mean(dim=(1, 2, 3))).abs()
+    assert shift.max() > 3
+    assert shift.max() <= 30
+    again = recoloured(pixels, torch.Generator().manual_seed(0))
+    assert torch.equal(changed, again)
+
+
+class TestBadInput:
+    def test_a_size_that_the_network_does_not_take(self):
+        with pytest.raises(ConfigError, match=r"takes pictures of 256 px.*found 250 px"):
+            learner(Training(**SMALL), device="cpu", seed=0, mpp=0.25, patch_px=250)
+
+    def test_types_that_are_missing(self):
+        one = made(types=3)
+        one.begin(1, 1, 1)
+        with pytest.raises(
+            ConfigError, match=r"3 types are to be learned, but the pictures have none\.\nPut NAME_types"
+        ):
+            one.step(batch())
+
+    def test_more_types_than_the_network_has(self):
+        one = made(types=2)
+        one.begin(1, 1, 1)
+        with pytest.raises(ConfigError, match=r"have a type 2; learner.types=2 has 0 to 1.*\nSet learner.types=3"):
+            one.step(batch(types=True))
+
+    def test_a_start_that_is_another_network(self, tmp_path):
+        torch.save({"model.1.weight": torch.zeros(3)}, tmp_path / "other.pth")
+        with pytest.raises(ConfigError, match=r"'other.pth' cannot be started from: it has no 'd0"):
+            made(start=tmp_path / "other.pth")
+
+    def test_a_start_is_taken_over(self, tmp_path):
+        first = made()
+        torch.save(
+            {f"module.{name}": tensor for name, tensor in first._network.state_dict().items()}, tmp_path / "first.pth"
+        )
+        second = learner(Training(**SMALL, start=tmp_path / "first.pth"), device="cpu", seed=99, mpp=0.25, patch_px=256)
+        assert torch.equal(
+            first.snapshot().tensors["network/d3.shortcut.weight"],
+            second.snapshot().tensors["network/d3.shortcut.weight"],
+        )
