@@ -98,7 +98,9 @@ def _classes() -> Any:
 
         def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
             x = self.DownBlock(x)
-            logits = torch.cat([self.gap_fc(self.average(x)), self.gmp_fc(self.maximum(x))], dim=1).expand(len(x), 2)
+            logits = torch.cat([self.gap_fc(self.average(x)), self.gmp_fc(self.maximum(x))], dim=1).expand(
+                x.shape[0], 2
+            )
             x = torch.relu(self.conv1x1(_attended(x, self.gap_fc.weight, self.gmp_fc.weight)))
             heat = x.sum(dim=1, keepdim=True)
             gamma, beta = self.measured(x)
