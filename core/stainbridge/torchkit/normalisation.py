@@ -79,7 +79,7 @@ def _instance_norm() -> Any:
                 # Not through the base class, which asks for sizes in a way that cannot be traced.
                 alone: torch.Tensor = torch.group_norm(x, self.num_groups, None, None, self.eps)
                 return alone
-            mean, variance = self.measured(x)
+            mean, variance = self.measured(x).unbind()
             scale = torch.rsqrt(variance + self.eps)
             return torch.addcmul(-mean * scale, x.to(scale.dtype), scale).to(x.dtype)
 

@@ -30,7 +30,7 @@ def norms() -> Any:
             """Return mean and variance of each channel, and of all of them at each channel: (4, N, C, 1, 1)."""
             pixels = x.shape[2] * x.shape[3] * (x.shape[0] if pooled else 1)
             channels = x.shape[1]
-            mean, variance = moments(x, pooled=pooled, correction=1)
+            mean, variance = moments(x, pooled=pooled, correction=1).unbind()
             whole = mean.mean(dim=1, keepdim=True)
             # Sums of squares: within the channels, and between their means.
             squares = (variance * (pixels - 1) + (mean - whole) ** 2 * pixels).sum(dim=1, keepdim=True)
@@ -38,7 +38,7 @@ def norms() -> Any:
             return torch.stack([mean, variance, whole.expand_as(mean), spread.expand_as(mean)])
 
         def normalised(self, x: torch.Tensor, gamma: torch.Tensor, beta: torch.Tensor) -> torch.Tensor:
-            mean, variance, whole, spread = self.measured(x)
+            mean, variance, whole, spread = self.measured(x).unbind()
             instance = self.rho * torch.rsqrt(variance + 1e-5)
             layer = (1.0 - self.rho) * torch.rsqrt(spread + 1e-5)
             scale = (instance + layer) * gamma

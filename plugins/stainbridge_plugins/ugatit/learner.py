@@ -100,7 +100,7 @@ class UGATITLearner:
         self.settings = settings
         self._exported = {"mpp": mpp, "tile_px": patch_px}
         place = resolve_device(device)
-        self._networks = Ensemble(
+        self.ensemble = Ensemble(
             _networks(settings, seed, patch_px),
             device=place,
             precision=resolve_precision(settings.precision, place),
@@ -109,9 +109,9 @@ class UGATITLearner:
         )
         judges = [f"{reach}_{stain}" for stain, reach in product(STAINS, REACHES)]
         adam = {"lr": settings.lr, "betas": (settings.beta1, 0.999), "weight_decay": settings.weight_decay}
-        self._networks.team("generators", *GENERATORS, **adam, fused=settings.fused)
-        self._networks.team("discriminators", *judges, **adam, fused=settings.fused)
-        self._average = EMA(self._networks.networks["generator_he"], settings.ema) if settings.ema else None
+        self.ensemble.team("generators", *GENERATORS, **adam, fused=settings.fused)
+        self.ensemble.team("discriminators", *judges, **adam, fused=settings.fused)
+        self._average = EMA(self.ensemble.networks["generator_he"], settings.ema) if settings.ema else None
         self._done, self._steps = 0, 0
 
     def begin(self, epoch: int, epochs: int, steps: int) -> None:
@@ -122,32 +122,32 @@ class UGATITLearner:
         """Learn from pictures of both stains, discriminators first; return the weighted losses, whose sums are what is learnt."""
         self._done += 1
         if self.settings.decay and self._steps:
-            self._networks.rate(self.settings.lr * share(self._done, self._steps))
-        parts = self._networks.parts(batch.ihc, batch.he, count=self.settings.accumulate)
+            self.ensemble.rate(self.settings.lr * share(self._done, self._steps))
+        parts = self.ensemble.parts(batch.ihc, batch.he, count=self.settings.accumulate)
         # Generators stand still while discriminators learn: one part is translated once for both steps. Several parts are translated
         # for each step, or the activations of all of them would be kept.
         once: list[Any] = [self._translated(*one) for one in parts] if len(parts) == 1 else parts
-        judged, _ = self._networks.descend("discriminators", once, self._judge)
-        losses, _ = self._networks.descend("generators", once, self._generate)
+        judged, _ = self.ensemble.descend("discriminators", once, self._judge)
+        losses, _ = self.ensemble.descend("generators", once, self._generate)
         for name in GENERATORS:
-            clip_rho(self._networks.networks[name])
+            clip_rho(self.ensemble.networks[name])
         if self._average:
             self._average.update()
         return Losses({**losses, **judged})
 
     def reconstruct(self, he: RGB) -> RGB:
         """Return uint8 (N, H, W, 3) IHC for virtual H&E of that shape, in tiles of the training's size."""
-        return self._networks.pictures("generator_ihc", he, side=self._exported["tile_px"])
+        return self.ensemble.pictures("generator_ihc", he, side=self._exported["tile_px"])
 
     def snapshot(self) -> Snapshot:
         """Return everything it takes to go on from here."""
         average = {"average": self._average.snapshot()} if self._average else {}
         steps = Snapshot({}, {"done": self._done, "of": self._steps})
-        return joined({"networks": self._networks.snapshot(), "steps": steps, **average})
+        return joined({"networks": self.ensemble.snapshot(), "steps": steps, **average})
 
     def restore(self, snapshot: Snapshot) -> None:
         """Go on from a snapshot of a learner with the same settings."""
-        self._networks.restore(part(snapshot, "networks"))
+        self.ensemble.restore(part(snapshot, "networks"))
         steps = part(snapshot, "steps").values
         self._done, self._steps = int(steps["done"]), int(steps["of"])
         if self._average:
@@ -155,7 +155,7 @@ class UGATITLearner:
 
     def export(self) -> Exported:
         """Return the generator of H&E, its averaged weights where there are some."""
-        return Exported({FILE: self._networks.weights("generator_he", self._average)}, self._exported)
+        return Exported({FILE: self.ensemble.weights("generator_he", self._average)}, self._exported)
 
     def _translated(self, ihc: torch.Tensor, he: torch.Tensor) -> _Translated:
         """Let each generator translate its source stain and keep its target stain, both in one pass: no layer mixes pictures."""
@@ -163,7 +163,7 @@ class UGATITLearner:
 
         made = {}
         for stain, source, target in (("he", ihc, he), ("ihc", he, ihc)):
-            pictures, logits, _ = self._networks.run(f"generator_{stain}", torch.cat([source, target]))
+            pictures, logits, _ = self.ensemble.run(f"generator_{stain}", torch.cat([source, target]))
             made[stain] = _Made(*pictures.split(len(source)), *logits.split(len(source)))
         return _Translated(ihc, he, made["ihc"], made["he"])
 
@@ -173,8 +173,8 @@ class UGATITLearner:
         for stain, real, made in (("he", found.he, found.made_he), ("ihc", found.ihc, found.made_ihc)):
             for reach in REACHES:
                 # One after the other: a discriminator moves its power iteration on at each call.
-                truly = self._networks.run(f"{reach}_{stain}", real)
-                falsely = self._networks.run(f"{reach}_{stain}", made.fake.detach())
+                truly = self.ensemble.run(f"{reach}_{stain}", real)
+                falsely = self.ensemble.run(f"{reach}_{stain}", made.fake.detach())
                 losses[f"discriminator_{reach}_{stain}"] = self.settings.lambda_adversarial * (
                     adversarial(truly, real=True) + adversarial(falsely, real=False)
                 )
@@ -188,12 +188,12 @@ class UGATITLearner:
             ("ihc", "he", found.ihc, found.made_ihc),
         ):
             for reach in REACHES:
-                judged = self._networks.run(f"{reach}_{stain}", made.fake)
+                judged = self.ensemble.run(f"{reach}_{stain}", made.fake)
                 losses[f"adversarial_{reach}_{stain}"] = self.settings.lambda_adversarial * adversarial(
                     judged, real=True
                 )
             source = found.ihc if stain == "he" else found.he
-            cycled = self._networks.run(f"generator_{back}", made.fake)[0]
+            cycled = self.ensemble.run(f"generator_{back}", made.fake)[0]
             losses[f"cycle_{back}"] = self.settings.lambda_cycle * distance(cycled, source)
             losses[f"identity_{stain}"] = self.settings.lambda_identity * distance(made.same, real)
             losses[f"cam_{stain}"] = self.settings.lambda_cam * attention(made.fake_logits, made.same_logits)

@@ -103,7 +103,7 @@ def _classes() -> Any:
             )
             x = torch.relu(self.conv1x1(_attended(x, self.gap_fc.weight, self.gmp_fc.weight)))
             heat = x.sum(dim=1, keepdim=True)
-            gamma, beta = self.measured(x)
+            gamma, beta = self.measured(x).unbind()
             for index in range(1, self.blocks + 1):
                 x = getattr(self, f"UpBlock1_{index}")(x, gamma, beta)
             return self.UpBlock2(x), logits, heat
