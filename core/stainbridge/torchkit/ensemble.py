@@ -112,7 +112,7 @@ class Ensemble:
         )
 
     def run(self, name: str, x: torch.Tensor) -> Any:
-        """Return the output of a network in single precision: a tensor or a tuple of them.
+        """Return the output of a network in the precision of its weights: a tensor or a tuple of them.
 
         Gradients of a network that is learning are averaged over the group's processes.
         """
@@ -121,7 +121,11 @@ class Ensemble:
         # One context per call: casts of weights that it keeps would lack their gradient in another call.
         with self.tuned(), autocast(self.device, self.precision):
             found = (self._calls if learns else self.networks)[name](x)
-        return tuple(one.float() for one in found) if isinstance(found, tuple) else found.float()
+
+        def whole(one: torch.Tensor) -> torch.Tensor:
+            return one if one.dtype == torch.float64 else one.float()
+
+        return tuple(map(whole, found)) if isinstance(found, tuple) else whole(found)
 
     def descend(
         self,

@@ -83,14 +83,16 @@ class CycleGANLearner:
     """
 
     def __init__(self, settings: Training, *, device: str, seed: int, mpp: float, patch_px: int) -> None:
-        if patch_px % MULTIPLE_OF:
+        least = 3 * 2**settings.layers
+        if patch_px % MULTIPLE_OF or patch_px < least:
             raise ConfigError(
-                f"CycleGAN learns from patches whose side is a multiple of {MULTIPLE_OF}; found {patch_px}."
+                f"CycleGAN learns from patches whose side is a multiple of {MULTIPLE_OF} and, for discriminators of {settings.layers} "
+                f"layers, {least} px or more; found {patch_px}.\nSet patch_px = 256, as the original."
             )
         self.settings = settings
         self._exported = {"mpp": mpp, "tile_px": patch_px}
         place = resolve_device(device)
-        self._networks = Ensemble(
+        self.ensemble = Ensemble(
             _networks(settings, seed),
             device=place,
             precision=resolve_precision(settings.precision, place),
@@ -98,52 +100,52 @@ class CycleGANLearner:
             compiled=settings.compile,
         )
         adam = {"lr": settings.lr, "betas": (settings.beta1, 0.999), "fused": settings.fused}
-        self._networks.team("generators", "generator_he", "generator_ihc", **adam)
-        self._networks.team("discriminators", "discriminator_he", "discriminator_ihc", **adam)
+        self.ensemble.team("generators", "generator_he", "generator_ihc", **adam)
+        self.ensemble.team("discriminators", "discriminator_he", "discriminator_ihc", **adam)
         # Each process of a group has pools of its own.
         self._pools = {
             stain: ImagePool(settings.pool_size, rng=np.random.default_rng([seed, parallel.rank(), number]))
             for number, stain in enumerate(("ihc", "he"))
         }
-        self._average = EMA(self._networks.networks["generator_he"], settings.ema) if settings.ema else None
+        self._average = EMA(self.ensemble.networks["generator_he"], settings.ema) if settings.ema else None
 
     def begin(self, epoch: int, epochs: int, steps: int) -> None:
         """Set the learning rate of epoch `epoch` of `epochs`, counted from 1."""
         constant, decay = self._split(epochs)
-        self._networks.rate(
+        self.ensemble.rate(
             self.settings.lr * share(epoch, constant=constant, decay=decay, legacy=self.settings.legacy_schedule)
         )
 
     def step(self, batch: Unpaired) -> Losses:
         """Learn from pictures of both stains, generators first; return the weighted losses, whose sums are what is learnt."""
-        parts = self._networks.parts(batch.ihc, batch.he, count=self.settings.accumulate)
-        losses, faked = self._networks.descend("generators", parts, self._generate)
+        parts = self.ensemble.parts(batch.ihc, batch.he, count=self.settings.accumulate)
+        losses, faked = self.ensemble.descend("generators", parts, self._generate)
         if self._average:
             self._average.update()
-        judged, _ = self._networks.descend("discriminators", [self._exchanged(one) for one in faked], self._judge)
+        judged, _ = self.ensemble.descend("discriminators", [self._exchanged(one) for one in faked], self._judge)
         return Losses({**losses, **judged})
 
     def reconstruct(self, he: RGB) -> RGB:
         """Return uint8 (N, H, W, 3) IHC for virtual H&E of that shape, in tiles of the training's size."""
-        return self._networks.pictures("generator_ihc", he, side=self._exported["tile_px"])
+        return self.ensemble.pictures("generator_ihc", he, side=self._exported["tile_px"])
 
     def snapshot(self) -> Snapshot:
         """Return everything it takes to go on from here; the pools are those of this process."""
         pools = {f"pool.{stain}": pool.snapshot() for stain, pool in self._pools.items()}
         average = {"average": self._average.snapshot()} if self._average else {}
-        return joined({"networks": self._networks.snapshot(), **pools, **average})
+        return joined({"networks": self.ensemble.snapshot(), **pools, **average})
 
     def restore(self, snapshot: Snapshot) -> None:
         """Go on from a snapshot of a learner with the same settings."""
-        self._networks.restore(part(snapshot, "networks"))
+        self.ensemble.restore(part(snapshot, "networks"))
         for stain, pool in self._pools.items():
-            pool.restore(part(snapshot, f"pool.{stain}"), self._networks.device)
+            pool.restore(part(snapshot, f"pool.{stain}"), self.ensemble.device)
         if self._average:
             self._average.restore(part(snapshot, "average"))
 
     def export(self) -> Exported:
         """Return the generator of H&E, its averaged weights where there are some."""
-        return Exported({FILE: self._networks.weights("generator_he", self._average)}, self._exported)
+        return Exported({FILE: self.ensemble.weights("generator_he", self._average)}, self._exported)
 
     def _split(self, epochs: int) -> tuple[int, int]:
         constant, decay = self.settings.constant_epochs, self.settings.decay_epochs
@@ -157,10 +159,10 @@ class CycleGANLearner:
         fake_he, same_he = self._made("generator_he", ihc, he)
         fake_ihc, same_ihc = self._made("generator_ihc", he, ihc)
         losses = {
-            "adversarial_he": adversarial(self._networks.run("discriminator_he", fake_he), real=True),
-            "adversarial_ihc": adversarial(self._networks.run("discriminator_ihc", fake_ihc), real=True),
-            "cycle_ihc": lambdas["ihc"] * distance(self._networks.run("generator_ihc", fake_he), ihc),
-            "cycle_he": lambdas["he"] * distance(self._networks.run("generator_he", fake_ihc), he),
+            "adversarial_he": adversarial(self.ensemble.run("discriminator_he", fake_he), real=True),
+            "adversarial_ihc": adversarial(self.ensemble.run("discriminator_ihc", fake_ihc), real=True),
+            "cycle_ihc": lambdas["ihc"] * distance(self.ensemble.run("generator_ihc", fake_he), ihc),
+            "cycle_he": lambdas["he"] * distance(self.ensemble.run("generator_he", fake_ihc), he),
         }
         if same_he is not None and same_ihc is not None:
             losses["identity_he"] = self.settings.lambda_identity * lambdas["he"] * distance(same_he, he)
@@ -175,8 +177,8 @@ class CycleGANLearner:
         import torch
 
         if not self.settings.lambda_identity:
-            return self._networks.run(name, source), None
-        fake, same = self._networks.run(name, torch.cat([source, target])).split(len(source))
+            return self.ensemble.run(name, source), None
+        fake, same = self.ensemble.run(name, torch.cat([source, target])).split(len(source))
         return fake, same
 
     def _exchanged(self, faked: _Faked) -> _Faked:
@@ -188,7 +190,7 @@ class CycleGANLearner:
 
         losses = {}
         for stain, real, fake in (("he", faked.he, faked.fake_he), ("ihc", faked.ihc, faked.fake_ihc)):
-            values = self._networks.run(f"discriminator_{stain}", torch.cat([real, fake]))
+            values = self.ensemble.run(f"discriminator_{stain}", torch.cat([real, fake]))
             losses[f"discriminator_{stain}"] = discrimination(*values.split(len(real)))
         return losses, None
 

@@ -90,12 +90,12 @@ class UGATITLearner:
     """
 
     def __init__(self, settings: Training, *, device: str, seed: int, mpp: float, patch_px: int) -> None:
-        least = 3 * 2 ** (max(settings.local_layers, settings.global_layers) - 2)
+        layers = max(settings.local_layers, settings.global_layers)
+        least = 3 * 2 ** (layers - 2)
         if patch_px % MULTIPLE_OF or patch_px < least:
             raise ConfigError(
-                f"U-GAT-IT learns from patches whose side is a multiple of {MULTIPLE_OF}, and at least {least} px for discriminators "
-                f"of {max(settings.local_layers, settings.global_layers)} layers; found {patch_px}.\\n"
-                "Set patch_px = 256, as the original."
+                f"U-GAT-IT learns from patches whose side is a multiple of {MULTIPLE_OF} and, for discriminators of {layers} layers, "
+                f"{least} px or more; found {patch_px}.\nSet patch_px = 256, as the original."
             )
         self.settings = settings
         self._exported = {"mpp": mpp, "tile_px": patch_px}
