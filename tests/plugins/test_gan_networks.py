@@ -383,6 +383,12 @@ class TestFixedStatistics:
             for own, alone in zip(fixed(pictures), fixed(pictures[index : index + 1]), strict=True):
                 assert (own[index] - alone[0]).abs().max() < 1e-5
 
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_the_order_of_the_pictures_does_not_matter(self, kind):
+        network, pictures = small(kind), noise(3, 3, 48, 48)
+        forth, back = (gather(network, each) for each in (pictures, pictures.flip(0)))
+        assert all(torch.allclose(forth[name], back[name], rtol=1e-4, atol=1e-4) for name in forth)
+
     def test_a_full_generator_then_takes_any_size(self):
         network = small("ugatit full")
         fixed = fix(network, gather(network, noise(2, 3, 48, 48)))

@@ -61,7 +61,7 @@ def fit_or_refuse(
     network : may be one that was built on the device "meta", without memory; its weights are then those of the file, on the CPU
     state : floating-point tensors by name
     file, sha256 : where they are from, for messages
-    name : of the network in messages, such as "a generator of CycleGAN with 9 blocks"; its class if None
+    name : of the network in messages, such as "a generator of CycleGAN (channels 64, blocks 9)"; its class if None
 
     Raises
     ------
@@ -69,12 +69,12 @@ def fit_or_refuse(
         If something does not fit; names the first such key in the order of the network, then of the file. The network is unchanged.
     """
     own = network.state_dict()
-    state = cleaned(state, norms=_instance_norms(network))
-    fault = _first_fault(own, state)
+    kept = cleaned(state, norms=_instance_norms(network))
+    fault = _first_fault(own, kept)
     if fault:
         raise unfit(state, file, f"it is not {name or type(network).__name__}: {fault}", sha256=sha256)
     # Copied, as a tensor of a file may be a view of it that changes with it.
-    fitting = {key: state[key].detach().to(own[key].dtype, copy=True).contiguous() for key in own}
+    fitting = {key: kept[key].detach().to(own[key].dtype, copy=True).contiguous() for key in own}
     network.load_state_dict(fitting, assign=any(tensor.is_meta for tensor in own.values()))
 
 
@@ -87,11 +87,14 @@ def unfit(state: Mapping[str, Any], file: Path, fault: str, *, sha256: str | Non
 
 
 def names_early(file: Path, name: str) -> bool:
-    """Return whether a torch checkpoint names `name` near its beginning, where its keys stand; nothing of it is loaded."""
+    """Return whether `name` is a string in the pickle of a torch checkpoint, which stands at its beginning; nothing is loaded."""
     if not file.is_file():
         return False
+    # A pickle puts the length before a string, in one byte or four. The name of the file, which is in it too, has none.
+    length, text = len(name.encode()), name.encode()
     with file.open("rb") as opened:
-        return name.encode() in opened.read(_HEAD_BYTES)
+        head = opened.read(_HEAD_BYTES)
+    return any(length.to_bytes(size, "little") + text in head for size in (1, 4))
 
 
 def _first_fault(own: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]) -> str:

@@ -44,7 +44,7 @@ def read_generator(path: Path, sha256: str | None = None) -> tuple[torch.nn.Modu
     facts = _facts(state, path, sha256)
     with torch.device("meta"):
         network = generator(**facts)
-    name = f"a generator of CycleGAN with {facts['channels']} channels and {facts['blocks']} blocks"
+    name = f"a generator of CycleGAN (channels {facts['channels']}, blocks {facts['blocks']})"
     fit_or_refuse(network, state, path, sha256=sha256, name=name)
     return network.eval(), facts
 

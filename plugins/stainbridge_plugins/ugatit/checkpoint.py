@@ -45,7 +45,7 @@ def read_generator(
     with torch.device("meta"):
         network = generator(**facts)
     kind = "light" if facts["light"] else f"full, {facts['size']} px"
-    name = f"a generator of U-GAT-IT ({kind}) with {facts['channels']} channels and {facts['blocks']} blocks"
+    name = f"a generator of U-GAT-IT ({kind}, channels {facts['channels']}, blocks {facts['blocks']})"
     fit_or_refuse(network, state, path, sha256=sha256, name=name)
     return network.eval(), facts
 
