@@ -113,6 +113,7 @@ class TestAgainstTheReference:
         assert_same_up_to_order(ours, by_the_reference(maps))
 
     @settings(max_examples=40)
+    @example(40, 173, 2.0, 0.0, 0)
     @given(
         st.integers(1, 90), st.integers(1, 400), st.floats(0.6, 4.0), st.floats(-1.0, 0.6), st.integers(0, 2**32 - 1)
     )
