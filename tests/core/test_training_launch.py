@@ -28,10 +28,9 @@ with open(folder / "launches", "a") as file:
 launch = len((folder / "launches").read_text().splitlines())
 
 def checkpoint(step):
-    path = folder / "checkpoints" / "last" / "state.json"
+    path = folder / "checkpoints" / f"epoch_{step:04d}" / "state.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.with_suffix(".new").write_text(f'{{"step": {step}}}')
-    os.replace(path.with_suffix(".new"), path)
+    path.touch()
 
 def start(text, rank):
     return subprocess.Popen([sys.executable, "-c", text], env={**os.environ, "RANK": str(rank)}, start_new_session=True)
@@ -113,6 +112,20 @@ class TestStartingAgain:
     def test_with_newer_checkpoints_it_goes_on(self, script, folder):
         assert keep_going(*script("checkpoint(launch)\nsys.exit(launch < 6)"), folder, restarts=1) == 0
         assert len(launches(folder)) == 6
+
+    @pytest.mark.parametrize(
+        "written",
+        [
+            "checkpoint(1)",  # once more
+            "(folder / 'checkpoints' / f'refused_{launch}').mkdir(); (folder / 'checkpoints' / f'refused_{launch}' / 'state.json').touch()",
+            "(folder / 'checkpoints' / f'epoch_000{launch}').mkdir()",  # not whole
+        ],
+        ids=["the same again", "refused", "half"],
+    )
+    def test_what_is_no_newer_checkpoint_does_not_count(self, script, folder, written):
+        failing = f"checkpoint(1) if launch == 1 else None\n{written}\nsys.exit(1)"
+        with pytest.raises(TrainingLost, match="failed 3 times"):
+            keep_going(*script(failing), folder, restarts=2)
 
     def test_a_rank_that_refuses_is_not_started_again_and_its_reason_is_told(self, script, folder, capfd):
         refusing = (

@@ -95,7 +95,7 @@ def keep_going(
     folder, command, failed = Path(folder), first, 0
     with _signals() as signals:
         while True:
-            before = newest_checkpoint(folder)
+            seen = checkpoints(folder)
             with launched(command, environment) as attempt:
                 stuck = _watch(attempt, folder, silence_s, signals)
                 if signals:
@@ -106,17 +106,16 @@ def keep_going(
                     _say(attempt.last_words(attempt.refused))
                     return REFUSED
                 what = stuck or _what_happened(attempt)
-            failed = failed + 1 if newest_checkpoint(folder) == before else 1
+            failed = 1 if checkpoints(folder) - seen else failed + 1
             if failed > restarts:
                 raise TrainingLost(_lost(what, failed, folder))
             _say(f"{what}{_place(folder)}. Starting again from the last checkpoint ({failed} of {restarts}).")
             command = again
 
 
-def newest_checkpoint(folder: Path) -> tuple[int, int]:
-    """Return a value that changes with each checkpoint written in a run's folder."""
-    states = [path.stat() for path in folder.glob("checkpoints/*/state.json")]
-    return max(((state.st_mtime_ns, state.st_ino) for state in states), default=(0, 0))
+def checkpoints(folder: Path) -> set[str]:
+    """Return the names of the whole checkpoints in a run's folder: where each of them stands, whenever it was written."""
+    return {path.parent.name for path in folder.glob("checkpoints/epoch_*/state.json")}
 
 
 def _watch(attempt: Attempt, folder: Path, silence_s: float, signals: list[int]) -> str:
