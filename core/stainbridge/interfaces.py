@@ -46,6 +46,7 @@ class Wants:
     tile : side in pixels of the only input size it accepts, halo included; None for any size
     halo : context in pixels that is cut off on each side of a tile
     multiple_of : both sides of an input are padded to a multiple of this
+    blend : of a translator: pixels on either side of a border between tiles over which one fades into the other
     """
 
     stain: Stain
@@ -53,6 +54,7 @@ class Wants:
     tile: int | None = None
     halo: int = 0
     multiple_of: int = 1
+    blend: int = 0
 
     def __post_init__(self) -> None:
         if self.stain not in ("ihc", "he"):
@@ -61,6 +63,10 @@ class Wants:
             raise ConfigError(f"Wants.mpp must be positive micrometres per pixel or None; found {self.mpp}.")
         if self.halo < 0 or self.multiple_of < 1:
             raise ConfigError(f"Wants needs halo >= 0 and multiple_of >= 1; found {self.halo} and {self.multiple_of}.")
+        if not 0 <= self.blend <= self.halo:
+            raise ConfigError(
+                f"Wants.blend must be 0..halo: tiles fade where both were computed; found {self.blend}, halo {self.halo}."
+            )
         if self.tile is not None and (self.tile <= 2 * self.halo or self.tile % self.multiple_of):
             raise ConfigError(
                 f"Wants.tile must exceed twice the halo ({self.halo}) and be a multiple of {self.multiple_of}; "

@@ -158,3 +158,36 @@ def test_a_temporary_folder_that_is_missing_is_an_error_that_names_tmpdir(monkey
 
 def test_a_window_knows_its_place_in_another():
     assert Window(10, 20, 5, 6).relative_to(Window(8, 15, 50, 50)) == Window(2, 5, 5, 6)
+
+
+@settings(max_examples=30)
+@given(shape=st.tuples(sizes, sizes), core=st.integers(1, 30), halo=st.integers(0, 16), multiple=st.integers(1, 8))
+def test_outer_windows_start_at_a_multiple_and_hold_the_core_with_its_halo(shape, core, halo, multiple):
+    core, halo = core * multiple, halo * multiple
+    owners = np.zeros(shape, int)
+    for tile in tiles(shape, core, halo, multiple_of=multiple):
+        assert (tile.outer.y % multiple, tile.outer.x % multiple) == (0, 0)
+        owners[tile.core.slices] += 1
+        for start, length, limit, own, own_length in (
+            (tile.outer.y, tile.outer.height, shape[0], tile.core.y, tile.core.height),
+            (tile.outer.x, tile.outer.width, shape[1], tile.core.x, tile.core.width),
+        ):
+            assert 0 <= start <= max(own - halo, 0)
+            assert min(own + own_length + halo, limit) <= start + length <= limit
+            assert min(core + 2 * halo, limit) - length < multiple
+    assert (owners == 1).all()
+
+
+@pytest.mark.parametrize(("core", "halo"), [(10, 4), (8, 3)])
+def test_a_grid_between_two_multiples_is_refused(core, halo):
+    with pytest.raises(ConfigError, match=rf"multiples of 4 px; found {core}, {halo} and \(0, 0\)"):
+        tiles((50, 50), core, halo, multiple_of=4)
+
+
+def test_what_is_added_to_a_canvas_is_summed(backing):
+    canvas = Canvas((6, 7, 3), np.uint16)
+    canvas.add(1, 2, np.full((3, 4, 3), 300, np.uint16))
+    canvas.add(2, 0, np.full((2, 5, 3), 11, np.uint16))
+    found = canvas.read(0, 0, 6, 7)
+    assert (found[1, 3, 0], found[2, 3, 1], found[2, 0, 2], found[0, 0, 0]) == (300, 311, 11, 0)
+    assert found.sum() == 3 * (300 * 12 + 11 * 10)
