@@ -9,7 +9,15 @@ import pytest
 
 from stainbridge import torchkit
 from stainbridge.errors import ConfigError, DeviceUnavailable, MissingExtra
-from stainbridge.torchkit import autocast, import_torch, in_batches, resolve_device
+from stainbridge.torchkit import (
+    autocast,
+    cpu_has_bf16,
+    devices,
+    import_torch,
+    in_batches,
+    inference_precision,
+    resolve_device,
+)
 from stainbridge.weights import loading
 
 
@@ -23,13 +31,20 @@ def torch(monkeypatch):
     emptied = []
     fake = SimpleNamespace(
         __version__="2.10.0+cpu",
-        version=SimpleNamespace(cuda=None),
+        version=SimpleNamespace(cuda=None, hip=None),
         OutOfMemoryError=OutOfMemoryError,
         device=lambda name: SimpleNamespace(type=name.split(":")[0], name=name),
-        cuda=SimpleNamespace(is_available=lambda: False, device_count=lambda: 0, empty_cache=lambda: emptied.append(1)),
+        cuda=SimpleNamespace(
+            is_available=lambda: False,
+            device_count=lambda: 0,
+            empty_cache=lambda: emptied.append(1),
+            get_device_capability=lambda device: (8, 0),
+        ),
+        cpu=SimpleNamespace(get_capabilities=lambda: {"avx512_bf16": False}),
         autocast=lambda kind, dtype: (kind, dtype),
         bfloat16="bfloat16",
         float16="float16",
+        float32="float32",
         emptied=emptied,
     )
     monkeypatch.setitem(sys.modules, "torch", fake)
@@ -122,13 +137,57 @@ class TestPrecision:
     def test_mixed_precision_is_torch_autocast_on_cuda(self, torch, precision, dtype):
         assert autocast(torch.device("cuda:1"), precision) == ("cuda", dtype)
 
-    def test_mixed_precision_on_a_cpu_is_refused(self, torch):
-        with pytest.raises(DeviceUnavailable, match=r"'bf16' is for CUDA devices; .*\nSet precision = 'fp32'"):
+    def test_bf16_on_a_cpu_without_the_arithmetic_is_refused(self, torch):
+        with pytest.raises(DeviceUnavailable, match=r"'bf16' needs .*AVX512-BF16 or AMX.*\nSet precision = 'fp32'"):
             autocast(torch.device("cpu"), "bf16")
 
+    @pytest.mark.parametrize("flag", ["avx512_bf16", "amx_bf16"])
+    def test_bf16_on_a_cpu_with_the_arithmetic_is_torch_autocast(self, torch, flag):
+        torch.cpu.get_capabilities = lambda: {flag: True}
+        assert autocast(torch.device("cpu"), "bf16") == ("cpu", "bfloat16")
+
+    @pytest.mark.parametrize("flag", ["avx512_bf16", "none"])
+    def test_fp16_on_any_cpu_is_refused(self, torch, flag):
+        torch.cpu.get_capabilities = lambda: {flag: True}
+        with pytest.raises(DeviceUnavailable, match=r"'fp16' is for CUDA devices; .*\nSet precision = 'fp32'"):
+            autocast(torch.device("cpu"), "fp16")
+
     def test_other_precisions_are_refused(self, torch):
-        with pytest.raises(ConfigError, match="one of fp32, bf16, fp16; found 'fp8'"):
+        with pytest.raises(ConfigError, match="one of auto, fp32, bf16, fp16; found 'fp8'"):
             autocast(torch.device("cuda"), "fp8")
+
+    @pytest.mark.parametrize(
+        ("device", "arithmetic", "chosen"),
+        [
+            ("cpu", {"avx512_bf16": True}, "bf16"),
+            ("cpu", {"amx_bf16": True}, "bf16"),
+            ("cpu", {"avx512_f": True}, "fp32"),
+        ],
+    )
+    def test_auto_on_a_cpu_is_bf16_where_the_processor_has_it(self, torch, device, arithmetic, chosen):
+        torch.cpu.get_capabilities = lambda: arithmetic
+        assert inference_precision("auto", torch.device(device)) == chosen
+
+    @pytest.mark.parametrize(("capability", "chosen"), [((7, 5), "fp16"), ((8, 0), "bf16"), ((9, 0), "bf16")])
+    def test_auto_on_a_card_is_bf16_where_the_card_has_it(self, torch, capability, chosen):
+        torch.cuda.get_device_capability = lambda device: capability if device.name == "cuda:1" else None
+        assert inference_precision("auto", torch.device("cuda:1")) == chosen
+
+    @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+    def test_what_is_asked_of_a_card_is_taken(self, torch, precision):
+        assert inference_precision(precision, torch.device("cuda")) == precision
+
+    @pytest.mark.parametrize(("flags", "has"), [("fpu avx512f avx512_bf16 vaes", True), ("fpu avx512f", False)])
+    def test_where_torch_does_not_tell_linux_is_asked(self, torch, monkeypatch, tmp_path, flags, has):
+        del torch.cpu.get_capabilities
+        (tmp_path / "cpuinfo").write_text(f"processor : 0\nflags : {flags}\n")
+        monkeypatch.setattr(devices, "_CPUINFO", tmp_path / "cpuinfo")
+        assert cpu_has_bf16() is has
+
+    def test_where_nobody_tells_there_is_none(self, torch, monkeypatch, tmp_path):
+        del torch.cpu.get_capabilities
+        monkeypatch.setattr(devices, "_CPUINFO", tmp_path / "absent")
+        assert cpu_has_bf16() is False
 
 
 class TestBatches:
@@ -180,6 +239,20 @@ class TestTheRealTorch:
 
     def test_its_cpu_is_a_device(self):
         assert resolve_device("cpu").type == "cpu"
+
+    def test_it_tells_of_the_processor_what_linux_tells(self):
+        if not devices._CPUINFO.exists():
+            pytest.skip("no /proc/cpuinfo on this system")
+        flags = devices._CPUINFO.read_text().split()
+        assert cpu_has_bf16() == ("avx512_bf16" in flags or "amx_bf16" in flags)
+
+    def test_bf16_on_a_cpu_that_has_it_multiplies_in_bf16(self):
+        import torch
+
+        if not cpu_has_bf16():
+            pytest.skip("this processor has no bf16 arithmetic")
+        with autocast(torch.device("cpu"), "auto"):
+            assert (torch.ones(4, 4) @ torch.ones(4, 4)).dtype == torch.bfloat16
 
     def test_a_gpu_that_is_absent_is_refused(self):
         import torch

@@ -4,6 +4,28 @@ Here: device, precision and batch size. The files beside it hold the rest: `norm
 `parallel`.
 """
 
-from .devices import TORCH_AT_LEAST, Precision, autocast, import_torch, in_batches, resolve_device
+from .devices import (
+    TORCH_AT_LEAST,
+    AskedPrecision,
+    Precision,
+    autocast,
+    cpu_has_bf16,
+    dtype_of,
+    import_torch,
+    in_batches,
+    inference_precision,
+    resolve_device,
+)
 
-__all__ = ["TORCH_AT_LEAST", "Precision", "autocast", "import_torch", "in_batches", "resolve_device"]
+__all__ = [
+    "TORCH_AT_LEAST",
+    "AskedPrecision",
+    "Precision",
+    "autocast",
+    "cpu_has_bf16",
+    "dtype_of",
+    "import_torch",
+    "in_batches",
+    "inference_precision",
+    "resolve_device",
+]

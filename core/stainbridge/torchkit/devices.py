@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import numpy as np
@@ -17,8 +18,13 @@ if TYPE_CHECKING:
 Precision: TypeAlias = Literal["fp32", "bf16", "fp16"]
 """Arithmetic of a network: single, or mixed with bfloat16 or half."""
 
+AskedPrecision: TypeAlias = Literal["auto", "fp32", "bf16", "fp16"]
+"""A precision, or the fastest that a device has arithmetic for."""
+
 TORCH_AT_LEAST = (2, 10)
 """Older versions of torch run code from some weight files in spite of weights_only."""
+
+_CPUINFO = Path("/proc/cpuinfo")
 
 
 def import_torch(who: str) -> Any:
@@ -65,30 +71,63 @@ def resolve_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
-    """Return the context in which a network runs at `precision`; "fp32" changes nothing.
+def inference_precision(asked: AskedPrecision, device: torch.device) -> Precision:
+    """Return the precision that `asked` means on a device.
+
+    "auto" is bf16 where the device has arithmetic for it, else fp16 on CUDA and fp32 on a CPU.
 
     Raises
     ------
     ConfigError
         If there is no such precision.
     DeviceUnavailable
-        If less than fp32 is asked of a CPU: where the processor has no such arithmetic, torch is a hundred times slower.
+        If fp16 is asked of a CPU, or bf16 of one without arithmetic for it: there torch is slower by far than in fp32.
     """
-    if precision not in get_args(Precision):
-        raise ConfigError(f"A precision is one of {', '.join(get_args(Precision))}; found {precision!r}.")
-    if precision == "fp32":
-        return nullcontext()
-    if device.type != "cuda":
+    if asked not in get_args(AskedPrecision):
+        raise ConfigError(f"A precision is one of {', '.join(get_args(AskedPrecision))}; found {asked!r}.")
+    torch = import_torch(f"precision {asked!r}")
+    if device.type == "cuda":
+        if asked != "auto":
+            return asked
+        return "bf16" if torch.version.hip or torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
+    if asked == "auto":
+        return "bf16" if cpu_has_bf16() else "fp32"
+    if asked == "fp16":
         raise DeviceUnavailable(
-            f"Precision {precision!r} is for CUDA devices; the device is {device.type!r}.\n"
+            f"Precision 'fp16' is for CUDA devices; the device is {device.type!r}.\n"
             "Set precision = 'fp32', or pass --device cuda on a machine that has one."
         )
+    if asked == "bf16" and not cpu_has_bf16():
+        raise DeviceUnavailable(
+            "Precision 'bf16' needs a CUDA device or a processor with bf16 arithmetic (AVX512-BF16 or AMX); this one has none.\n"
+            "Set precision = 'fp32', or pass --device cuda on a machine that has one."
+        )
+    return asked
+
+
+def cpu_has_bf16() -> bool:
+    """Return whether the processor multiplies bfloat16 matrices itself; elsewhere torch does it in fp32, with conversions."""
+    torch = import_torch("precision")
+    told = getattr(torch.cpu, "get_capabilities", None)
+    # Versions of torch that do not tell: Linux does.
+    can = told() if told else dict.fromkeys(_CPUINFO.read_text().split(), True) if _CPUINFO.exists() else {}
+    return bool(can.get("avx512_bf16") or can.get("amx_bf16"))
+
+
+def autocast(device: torch.device, precision: AskedPrecision) -> AbstractContextManager[Any]:
+    """Return the context in which a network runs at `precision`; "fp32" changes nothing. Errors as `inference_precision`."""
+    chosen = inference_precision(precision, device)
+    if chosen == "fp32":
+        return nullcontext()
     torch = import_torch(f"precision {precision!r}")
-    context: AbstractContextManager[Any] = torch.autocast(
-        "cuda", {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-    )
+    context: AbstractContextManager[Any] = torch.autocast(device.type, dtype_of(chosen))
     return context
+
+
+def dtype_of(precision: Precision) -> torch.dtype:
+    """Return torch's type of the numbers that a network computes with at a precision."""
+    torch = import_torch(f"precision {precision!r}")
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
 
 def in_batches(run: Callable[[NDArray[Any]], NDArray[Any]], batch: NDArray[Any], size: int) -> NDArray[Any]:
