@@ -199,6 +199,12 @@ class TestCleaning:
         with pytest.raises(WeightsCorrupt, match=r"it has no tensor '0\.num_batches_tracked'"):
             fit_or_refuse(network, state, tmp_path / "a.pth")
 
+    def test_a_network_with_counters_takes_them(self, tmp_path):
+        network, other = (torch.nn.Sequential(torch.nn.BatchNorm2d(3)) for _ in range(2))
+        other[0].num_batches_tracked += 7
+        fit_or_refuse(network, other.state_dict(), tmp_path / "a.pth")
+        assert int(network[0].num_batches_tracked) == 7
+
     def test_what_it_is_given_stays_as_it_is(self):
         state = {"module.a.running_var": torch.zeros(1)}
         cleaned(state, norms=["a"])
@@ -251,6 +257,24 @@ class TestWhatDoesNotFit:
     def test_whole_numbers(self, tmp_path):
         found = self.changed(tmp_path, "cyclegan", model__4__bias=torch.zeros(8, dtype=torch.int8))
         assert "'model.4.bias' holds torch.int8 instead of torch.float32" in found
+
+    @pytest.mark.parametrize(
+        ("make", "fault"),
+        [
+            (lambda x: x.to_sparse(), "is not a plain tensor"),
+            (lambda x: x.to("meta"), "is not a plain tensor"),
+            (lambda x: x.to(torch.complex64), "holds torch.complex64 instead of torch.float32"),
+            (lambda x: x.bool(), "holds torch.bool instead of torch.float32"),
+            (lambda x: torch.full_like(x, 1e300, dtype=torch.float64), "holds NaN or infinity"),
+        ],
+        ids=["sparse", "meta", "complex", "truth", "too large"],
+    )
+    @pytest.mark.parametrize("kind", READERS)
+    def test_tensors_of_another_nature(self, tmp_path, kind, make, fault):
+        state = generator(kind).state_dict()
+        name = list(state)[3]
+        path = saved(tmp_path / "a.pth", dict(state) | {name: make(state[name])})
+        assert f"{name!r} {fault}" in refusal(READERS[kind], path)
 
     def test_the_hash_is_in_the_message(self, tmp_path):
         path = saved(tmp_path / "a.pth", {"w": torch.zeros(1)})

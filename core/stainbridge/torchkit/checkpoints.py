@@ -54,12 +54,12 @@ def fit_or_refuse(
     sha256: str | None = None,
     name: str | None = None,
 ) -> None:
-    """Put the tensors of a file into a network, after `cleaned`; each name and shape must fit.
+    """Put the tensors of a file into a network, after `cleaned`; each name and shape must fit, and each value be a finite number.
 
     Parameters
     ----------
     network : may be one that was built on the device "meta", without memory; its weights are then those of the file, on the CPU
-    state : floating-point tensors by name
+    state : tensors by name; of any precision where the network has floating-point numbers
     file, sha256 : where they are from, for messages
     name : of the network in messages, such as "a generator of CycleGAN (channels 64, blocks 9)"; its class if None
 
@@ -68,6 +68,8 @@ def fit_or_refuse(
     WeightsCorrupt
         If something does not fit; names the first such key in the order of the network, then of the file. The network is unchanged.
     """
+    import torch
+
     own = network.state_dict()
     kept = cleaned(state, norms=_instance_norms(network))
     fault = _first_fault(own, kept)
@@ -75,6 +77,12 @@ def fit_or_refuse(
         raise unfit(state, file, f"it is not {name or type(network).__name__}: {fault}", sha256=sha256)
     # Copied, as a tensor of a file may be a view of it that changes with it.
     fitting = {key: kept[key].detach().to(own[key].dtype, copy=True).contiguous() for key in own}
+    # Smallest and largest instead of each, which would take as much memory again.
+    ends = {key: torch.stack(torch.aminmax(tensor)) for key, tensor in fitting.items()}
+    bad = next((key for key, pair in ends.items() if not pair.isfinite().all()), None)
+    if bad:
+        expected = f" (sha256 {sha256})" if sha256 else ""
+        raise WeightsCorrupt(f"{file.name!r} cannot be used: {bad!r} holds NaN or infinity{expected}.\nPath: {file}")
     network.load_state_dict(fitting, assign=any(tensor.is_meta for tensor in own.values()))
 
 
@@ -102,9 +110,11 @@ def _first_fault(own: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tens
         found = state.get(key)
         if found is None:
             return f"it has no tensor {key!r}"
+        if found.is_nested or found.is_meta or found.layout != wanted.layout:
+            return f"{key!r} is not a plain tensor"
         if found.shape != wanted.shape:
             return f"{key!r} has the shape {tuple(found.shape)} instead of {tuple(wanted.shape)}"
-        if not found.is_floating_point():
+        if not (found.is_floating_point() if wanted.is_floating_point() else found.dtype == wanted.dtype):
             return f"{key!r} holds {found.dtype} instead of {wanted.dtype}"
     unknown = next((key for key in state if key not in own), None)
     return f"it has a tensor {unknown!r}, which that network has not" if unknown else ""

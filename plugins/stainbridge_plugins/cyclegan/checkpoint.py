@@ -40,7 +40,7 @@ def read_generator(path: Path, sha256: str | None = None) -> tuple[torch.nn.Modu
             f"{path.name!r} does not fit: it is not a generator of CycleGAN but a file of U-GAT-IT with all its networks.\n"
             f"Use it with translator 'ugatit'.\nPath: {path}"
         )
-    state = cleaned(load_state_dict(path, sha256))
+    state = cleaned(load_state_dict(path, sha256, finite=False))
     facts = _facts(state, path, sha256)
     with torch.device("meta"):
         network = generator(**facts)

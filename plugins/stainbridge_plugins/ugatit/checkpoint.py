@@ -40,7 +40,7 @@ def read_generator(
 
     # Looked for in the bytes, so that a file of 2.7 GB is read into memory once.
     together = path.suffix != ".safetensors" and any(names_early(path, f"gen{way}") for way in ("A2B", "B2A"))
-    state = cleaned(load_state_dict(path, sha256, entry=f"gen{direction}" if together else None))
+    state = cleaned(load_state_dict(path, sha256, entry=f"gen{direction}" if together else None, finite=False))
     facts = _facts(state, path, sha256)
     with torch.device("meta"):
         network = generator(**facts)
