@@ -200,13 +200,20 @@ def _check_state(path: Path, sha256: str | None, state: Any, finite: bool) -> No
     for name, value in state.items():
         if not isinstance(name, str) or not isinstance(value, torch.Tensor):
             raise _corrupt(path, sha256, f"it is not a state dict: {name!r} is {type(value).__name__}, not a tensor")
+        if value.layout is not torch.strided or value.is_meta or value.is_nested or value.is_quantized:
+            raise _corrupt(
+                path, sha256, f"{name!r} is a sparse, nested, quantised or empty tensor; weights are plain dense ones"
+            )
     if finite:
         _check_finite(path, sha256, state)
 
 
 def _check_finite(path: Path, sha256: str | None, tensors: Mapping[str, Any]) -> None:
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+        if not tensor.is_floating_point():
+            continue
+        # The types of one byte have no test of their own.
+        if not bool((tensor.float() if tensor.itemsize == 1 else tensor).isfinite().all()):
             raise _corrupt(path, sha256, f"{name!r} holds NaN or infinity")
 
 

@@ -246,6 +246,22 @@ def test_torchscript_runs_as_it_was_saved(torch, net, tmp_path):
 
 
 @pytest.mark.heavy
+@pytest.mark.parametrize("kind", ["sparse", "meta", "float8"])
+def test_tensors_that_are_no_plain_weights_are_refused_or_read(torch, tmp_path, kind):
+    made = {
+        "sparse": lambda: torch.eye(3).to_sparse(),
+        "meta": lambda: torch.empty(3, device="meta"),
+        "float8": lambda: torch.ones(3).to(torch.float8_e4m3fn),
+    }[kind]()
+    torch.save({"w": made}, tmp_path / "odd.pt")
+    if kind == "float8":
+        assert load_state_dict(tmp_path / "odd.pt")["w"].dtype is torch.float8_e4m3fn
+        return
+    with pytest.raises(WeightsCorrupt, match="'w' is a sparse, nested, quantised or empty tensor"):
+        load_state_dict(tmp_path / "odd.pt")
+
+
+@pytest.mark.heavy
 def test_torchscript_with_nan_and_a_plain_checkpoint_are_refused(torch, net, tmp_path):
     with torch.no_grad():
         net[0].bias[1] = float("nan")
