@@ -5,6 +5,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from scipy.ndimage import gaussian_filter
 
 from stainbridge.color import DAB, EOSIN, HAEMATOXYLIN, mix, unmix
 from stainbridge.testing.synthetic import blank_glass, synthetic_he, synthetic_ihc
@@ -36,10 +37,14 @@ def cut(pictures):
 
 
 def restained(ihc):
-    """Turn both dyes of IHC into haematoxylin, pixel by pixel, over eosin: a translator that needs no training."""
+    """Turn both dyes of IHC into haematoxylin over uneven eosin, seen by a camera: what a good translator gives."""
     blue, brown = np.moveaxis(unmix(ihc, (HAEMATOXYLIN, DAB), background=245), -1, 0)
-    nuclear = np.clip(1.6 * blue + brown, 0, 0.9)
-    return mix(np.stack([nuclear, np.full_like(nuclear, 0.2)], axis=-1), (HAEMATOXYLIN, EOSIN), background=245)
+    nuclear = gaussian_filter(np.clip(1.8 * blue + brown, 0.06, 1.1), 0.7)
+    camera = np.random.default_rng(3)
+    uneven = gaussian_filter(camera.standard_normal(nuclear.shape), 4)
+    eosin = 0.22 * np.clip(1 + 0.3 * uneven / uneven.std(), 0, None)
+    light = mix(np.stack([nuclear, eosin], axis=-1), (HAEMATOXYLIN, EOSIN), background=245)
+    return np.clip(np.rint(light + camera.normal(0, 2, light.shape)), 0, 255).astype(np.uint8)
 
 
 class TestDiscrepancy:
@@ -154,9 +159,17 @@ class TestDistance:
         virtual, raw = (side.distance(cut(one)).kid for one in ([restained(one) for one in ihc], ihc))
         assert virtual < raw / 2
 
-    def test_it_grows_with_blur(self, side, he):
-        from scipy.ndimage import gaussian_filter
+    def test_it_falls_all_the_way_from_ihc_to_he(self, side, ihc):
+        ends = [(one.astype(float), restained(one).astype(float)) for one in ihc]
 
+        def between(share):
+            return [np.rint(raw + share * (virtual - raw)).astype(np.uint8) for raw, virtual in ends]
+
+        values = [side.distance(cut(between(share))).kid for share in (0, 0.25, 0.5, 0.75, 1)]
+        assert values == sorted(values, reverse=True)
+        assert values[-1] < values[0] / 2
+
+    def test_it_grows_with_blur(self, side, he):
         def blurred(px):
             return [np.rint(gaussian_filter(one.astype(float), (px, px, 0))).astype(np.uint8) for one in he[4:]]
 

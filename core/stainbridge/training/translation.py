@@ -109,6 +109,7 @@ class TranslationWatcher(Watcher):
             "mpp": mpp,
             "ihc_fields": [one.name for one in ours],
             "he_fields": [one.name for one in theirs],
+            "held_out": list(watch.held_out),
         }
         domain = Domain.of([one.pixels for one in theirs], seed=config.seed)
         fields = [Field.of(one, on_ihc) for one in ours]
