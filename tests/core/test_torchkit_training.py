@@ -364,7 +364,7 @@ class TestEnsemble:
             return run
 
         monkeypatch.setattr(torch, "compile", compiled)
-        one, plain = self.ensemble(compiled=True), self.ensemble()
+        one, plain = self.ensemble(compiled=["left"]), self.ensemble()
         x = torch.rand(1, 3, 9, 9)
         assert torch.equal(one.run("left", x), plain.run("left", x))
         assert used
@@ -388,7 +388,7 @@ class TestSettings:
         with pytest.raises(ValidationError, match=next(iter(wrong))):
             LearnerSettings(**wrong)
 
-    def test_auto_is_single_precision_on_a_cpu_and_less_is_refused_there(self):
+    def test_auto_is_single_precision_on_a_cpu_and_half_is_refused_there(self):
         assert resolve_precision("auto", CPU) == "fp32"
         assert resolve_precision("fp32", CPU) == "fp32"
         with pytest.raises(DeviceUnavailable, match="is for CUDA devices"):

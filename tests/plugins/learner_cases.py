@@ -1,5 +1,6 @@
 """Small learners of both kinds, batches, and how two of them are compared; run as a script, one rank of two that learn together."""
 
+import functools
 import json
 import math
 import os
@@ -8,6 +9,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from stainbridge import Unpaired
@@ -62,6 +64,16 @@ def relative(found, truth):
     """The length of the difference of two sets of tensors, as a share of the length of the second."""
     different = sum(float(((found[key].double() - truth[key].double()) ** 2).sum()) for key in truth)
     return math.sqrt(different / sum(float((tensor.double() ** 2).sum()) for tensor in truth.values()))
+
+
+def check_compiled(kind, monkeypatch):
+    """Hold a compiled learner against a plain one; compiled down to operators only, since machine code takes minutes."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    one, plain = (small(kind, channels_last=True, compile=choice) for choice in (True, False))
+    for batch in batches(2):
+        found, truth = one.step(batch), plain.step(batch)
+        assert all(found[name] == pytest.approx(truth[name], rel=1e-3) for name in truth)
+    assert one.snapshot().tensors.keys() == plain.snapshot().tensors.keys()
 
 
 def in_two_ranks(kind, folder, **settings):

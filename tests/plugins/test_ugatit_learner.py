@@ -244,6 +244,12 @@ class TestOptions:
         assert found.dtype == np.uint8
         assert found.std() > 0
 
+    @pytest.mark.filterwarnings(
+        "ignore:The .grad attribute of a Tensor that is not a leaf"
+    )  # the compiler looks at inputs
+    def test_compiled_networks_learn_the_same(self, monkeypatch):
+        learner_cases.check_compiled("ugatit light", monkeypatch)
+
     def test_it_is_what_a_training_asks_for(self):
         assert isinstance(small(), Learner)
         assert isinstance(small(), Reconstructing)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -61,7 +61,7 @@ class Ensemble:
     device : where they learn
     precision : of forward passes; losses and weights are single
     channels_last : memory format of pictures and weights
-    compiled : compile the networks
+    compiled : names of networks to compile; none whose buffers change at each call, which compiled gradients do not survive
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Ensemble:
         device: torch.device,
         precision: Precision = "fp32",
         channels_last: bool = False,
-        compiled: bool = False,
+        compiled: Iterable[str] = (),
     ) -> None:
         torch = import_torch("training")
         self.device, self.precision = device, precision
@@ -79,9 +79,8 @@ class Ensemble:
         self.networks = {
             name: network.to(device, memory_format=self._format).train() for name, network in networks.items()
         }
-        if compiled:
-            for network in self.networks.values():
-                network.compile()
+        for name in compiled:
+            self.networks[name].compile()
         self._calls = {name: parallel.wrapped(network, device) for name, network in self.networks.items()}
         self._teams: dict[str, tuple[str, ...]] = {}
         self._learning = frozenset(self.networks)
@@ -122,7 +121,7 @@ class Ensemble:
         with self.tuned(), autocast(self.device, self.precision):
             found = (self._calls if learns else self.networks)[name](x)
 
-        def whole(one: torch.Tensor) -> torch.Tensor:
+        def whole(one: Any) -> Any:
             return one if one.dtype == torch.float64 else one.float()
 
         return tuple(map(whole, found)) if isinstance(found, tuple) else whole(found)
@@ -184,7 +183,8 @@ class Ensemble:
         torch = import_torch("training")
 
         def run(tiles: RGB) -> RGB:
-            with torch.no_grad():
+            # Nothing is compiled for sizes that no step has.
+            with torch.no_grad(), torch.compiler.set_stance("force_eager"):
                 found = self.run(name, self.signal(tiles))
             signal = found[0] if isinstance(found, tuple) else found
             levels = ((signal + 1.0) / 2.0 * 255.0).clamp(0.0, 255.0).to(torch.uint8)

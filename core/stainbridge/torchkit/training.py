@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 from pydantic import Field
 
 from ..interfaces import PluginConfig, Snapshot
-from .devices import Precision, autocast, import_torch
+from .devices import AskedPrecision, Precision, autocast, import_torch
 from .ensemble import Ensemble, Losses
 from .states import adam, copied, joined, of_network, of_optimiser, part, to_network, to_optimiser, to_tensors
 
@@ -35,9 +35,7 @@ __all__ = [
 class LearnerSettings(PluginConfig):
     """How a learner computes, whatever it learns."""
 
-    precision: Precision | Literal["auto"] = Field(
-        "auto", description="auto: bf16 on CUDA devices that have it, else fp32"
-    )
+    precision: AskedPrecision = Field("auto", description="auto: bf16 on CUDA devices that have it, else fp32")
     channels_last: bool = Field(True, description="memory format of pictures and weights")
     compile: bool = Field(False, description="compile the networks: a minute or more at first, faster steps on a GPU")
     fused: bool = Field(False, description="the fused form of Adam")
@@ -49,7 +47,7 @@ class LearnerSettings(PluginConfig):
     )
 
 
-def resolve_precision(precision: Precision | Literal["auto"], device: torch.device) -> Precision:
+def resolve_precision(precision: AskedPrecision, device: torch.device) -> Precision:
     """Return what "auto" means on a device; refuse what the device does not have.
 
     Raises

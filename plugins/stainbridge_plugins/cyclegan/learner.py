@@ -92,12 +92,13 @@ class CycleGANLearner:
         self.settings = settings
         self._exported = {"mpp": mpp, "tile_px": patch_px}
         place = resolve_device(device)
+        networks = _networks(settings, seed)
         self.ensemble = Ensemble(
-            _networks(settings, seed),
+            networks,
             device=place,
             precision=resolve_precision(settings.precision, place),
             channels_last=settings.channels_last,
-            compiled=settings.compile,
+            compiled=networks if settings.compile else (),
         )
         adam = {"lr": settings.lr, "betas": (settings.beta1, 0.999), "fused": settings.fused}
         self.ensemble.team("generators", "generator_he", "generator_ihc", **adam)

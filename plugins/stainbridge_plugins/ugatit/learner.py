@@ -105,7 +105,7 @@ class UGATITLearner:
             device=place,
             precision=resolve_precision(settings.precision, place),
             channels_last=settings.channels_last,
-            compiled=settings.compile,
+            compiled=GENERATORS if settings.compile else (),  # power iterations change discriminators at each call
         )
         judges = [f"{reach}_{stain}" for stain, reach in product(STAINS, REACHES)]
         adam = {"lr": settings.lr, "betas": (settings.beta1, 0.999), "weight_decay": settings.weight_decay}
