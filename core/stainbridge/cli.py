@@ -11,6 +11,7 @@ import typer
 
 from .cli_benchmark import benchmark
 from .cli_datasets import datasets_app, detections_app
+from .cli_train import train
 from .errors import StainbridgeError
 
 app = typer.Typer(
@@ -27,6 +28,7 @@ app.add_typer(models_app, name="models")
 app.add_typer(datasets_app, name="datasets")
 app.add_typer(detections_app, name="detections")
 app.command()(benchmark)
+app.command()(train)
 
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")]
 Registries = Annotated[list[Path] | None, typer.Option("--registry", help="A further registry file; may be repeated.")]

@@ -98,6 +98,10 @@ class UnusableTruth(StainbridgeError, ValueError):
     """A truth file cannot be read as instance labels, or does not fit its picture."""
 
 
+class TrainingDiverged(StainbridgeError, ArithmeticError):
+    """A loss of a training became NaN or infinite."""
+
+
 class DeviceUnavailable(StainbridgeError, RuntimeError):
     """A device was asked for that this machine does not have."""
 

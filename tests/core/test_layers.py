@@ -24,7 +24,7 @@ LAYERS = (
     "evaluation",
     "report training",
     "benchmarking",
-    "cli_benchmark cli_datasets scaffold testing",
+    "cli_benchmark cli_datasets cli_train scaffold testing",
     "cli",
 )
 LEVEL = {module: level for level, layer in enumerate(LAYERS) for module in layer.split()}
