@@ -1,0 +1,102 @@
+"""Know a nucleus again by its pixels, wherever its window begins and although its outline may have changed a little.
+
+Source of the sketch: Broder, On the resemblance and containment of documents (1997): the smallest hashes of a set stand for it.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stainbridge import RGB, LabelMap
+
+from .cells import Mask
+
+_SLOTS = 1 << 23
+_LANDMARKS = 8
+_LEAST_SHARE = 0.5
+# Odd constants of splitmix64 (Steele et al. 2014); products wrap at 64 bits.
+_STEP, _FIRST, _SECOND = (np.uint64(number) for number in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
+
+
+class Traits(NamedTuple):
+    """What is remembered of nuclei: share of positive pixels and brightest marker, float64 (n,) each; NaN where not known."""
+
+    p_positive: NDArray[np.float64]
+    marker: NDArray[np.float64]
+
+    @property
+    def known(self) -> Mask:
+        """Which nuclei are known, bool (n,)."""
+        return ~np.isnan(self.p_positive)
+
+
+class Memory:
+    """Traits of the nuclei that were remembered last, in a table of a fixed size (109 MB) that holds about 400,000.
+
+    Each nucleus is filed under its landmarks: those 8 of its pixels whose surroundings of 3 x 3 px have the smallest hashes. Of a
+    nucleus that lost or gained pixels, about as many landmarks remain as pixels.
+    """
+
+    def __init__(self) -> None:
+        self._keys = np.zeros(_SLOTS, np.uint64)
+        self._p_positive = np.zeros(_SLOTS, np.float32)
+        self._marker = np.zeros(_SLOTS, np.uint8)
+
+    def remember(self, ihc: RGB, labels: LabelMap, traits: Traits) -> None:
+        """File the nuclei 1..n of int32 (H, W) `labels` on uint8 (H, W, 3) `ihc`; newer ones replace older ones."""
+        hashes, owners = _landmarks(ihc, labels)
+        slots = hashes & np.uint64(_SLOTS - 1)
+        self._keys[slots] = hashes
+        self._p_positive[slots] = traits.p_positive[owners]
+        self._marker[slots] = traits.marker[owners]
+
+    def recall(self, ihc: RGB, labels: LabelMap) -> Traits:
+        """Return the traits of the nuclei 1..n, the mean over landmarks; known are those with at least half of their landmarks."""
+        n = int(labels.max(initial=0))
+        hashes, owners = _landmarks(ihc, labels)
+        slots = hashes & np.uint64(_SLOTS - 1)
+        found = self._keys[slots] == hashes
+        slots, theirs = slots[found], owners[found]
+        hits = np.bincount(theirs, minlength=n)
+        known = (hits > 0) & (hits >= _LEAST_SHARE * np.bincount(owners, minlength=n))
+        means = [
+            np.where(known, np.bincount(theirs, of[slots], n) / np.maximum(hits, 1), np.nan)
+            for of in (self._p_positive, self._marker)
+        ]
+        return Traits(*means)
+
+
+def _landmarks(ihc: RGB, labels: LabelMap) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+    """Return the hashes of the landmarks of all nuclei, and the index 0..n-1 of the nucleus of each."""
+    pixels = np.flatnonzero(labels)
+    owners = labels.ravel()[pixels].astype(np.int64) - 1
+    hashes = _surroundings(ihc, pixels)
+    order = np.lexsort((hashes, owners))
+    owners, hashes = owners[order], hashes[order]
+    starts = np.flatnonzero(np.diff(owners, prepend=-1))
+    rank = np.arange(len(owners)) - np.repeat(starts, np.diff(starts, append=len(owners)))
+    smallest = rank < _LANDMARKS
+    return hashes[smallest], owners[smallest]
+
+
+def _surroundings(ihc: RGB, pixels: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """Return a hash of the 3 x 3 px around each pixel of uint8 (H, W, 3), given by its index in (H, W)."""
+    red, green, blue = (np.pad(ihc[..., channel], 1, mode="edge").astype(np.uint64) for channel in range(3))
+    colour = ((red << np.uint64(16)) | (green << np.uint64(8)) | blue).ravel()
+    width = ihc.shape[1]
+    corner = pixels + pixels // width * 2  # in the padded picture, which is two pixels wider
+    hashes = np.zeros(len(pixels), np.uint64)
+    for row in range(3):
+        for column in range(3):
+            hashes = _mixed(hashes + colour[corner + row * (width + 2) + column])
+    return hashes
+
+
+def _mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    values = values + _STEP
+    values = (values ^ (values >> np.uint64(30))) * _FIRST
+    values = (values ^ (values >> np.uint64(27))) * _SECOND
+    return values ^ (values >> np.uint64(31))
