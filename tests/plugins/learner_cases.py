@@ -16,6 +16,7 @@ from stainbridge import Unpaired
 from stainbridge_plugins.cyclegan import learner as cyclegan
 from stainbridge_plugins.ugatit import learner as ugatit
 
+SIDE = 32
 SMALL = {
     "cyclegan": (cyclegan, {"channels": 8, "blocks": 2}),
     "ugatit": (ugatit, {"channels": 8, "blocks": 1, "local_layers": 3, "global_layers": 5}),
@@ -23,7 +24,7 @@ SMALL = {
 }
 
 
-def small(kind, *, seed=3, patch_px=64, double=False, **settings):
+def small(kind, *, seed=3, patch_px=SIDE, double=False, **settings):
     """A learner whose steps take a fraction of a second; `double` makes it compute in double precision."""
     module, own = SMALL[kind]
     settings = module.Training(**{**own, "channels_last": False, **settings})
@@ -38,7 +39,7 @@ def small(kind, *, seed=3, patch_px=64, double=False, **settings):
     return one
 
 
-def batches(count, pictures=2, side=64):
+def batches(count, pictures=2, side=SIDE):
     """Unpaired pictures with some structure: coarse noise and fine noise."""
     rng = np.random.default_rng(11)
     noise = rng.integers(0, 256, (count, 2, pictures, side // 4, side // 4, 3)).repeat(4, axis=3).repeat(4, axis=4)

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import learner_cases  # noqa: E402
 from cyclegan_reference import Pool, Reference  # noqa: E402
-from learner_cases import batches, gradients, in_two_ranks, relative, state  # noqa: E402
+from learner_cases import SIDE, batches, gradients, in_two_ranks, relative, state  # noqa: E402
 
 pytestmark = pytest.mark.heavy
 
@@ -37,8 +37,7 @@ def reference_of(ours, **options):
 
 
 class TestAgainstTheOriginalsStep:
-    @pytest.mark.parametrize("channels_last", [False, True])
-    @pytest.mark.parametrize("identity", [0.5, 0.0])
+    @pytest.mark.parametrize(("channels_last", "identity"), [(False, 0.5), (True, 0.5), (True, 0.0)])
     def test_losses_are_those_of_the_plain_step_for_several_steps(self, channels_last, identity):
         ours = small(double=True, channels_last=channels_last, pool_size=3, lambda_identity=identity)
         plain = reference_of(ours, pool_size=3, identity=identity)
@@ -90,7 +89,7 @@ class TestLossesByHand:
         pictures = {"generator_he": lambda x: x * 0.5, "generator_ihc": lambda x: x + 0.25}
         judges = {"discriminator_he": lambda x: x.mean((1, 2, 3)), "discriminator_ihc": lambda x: x.mean((1, 2, 3)) * 0}
         one.ensemble.run = lambda name, x: {**pictures, **judges}[name](x)
-        ihc, he = torch.full((1, 3, 64, 64), -0.5), torch.full((1, 3, 64, 64), 0.2)
+        ihc, he = torch.full((1, 3, 8, 8), -0.5), torch.full((1, 3, 8, 8), 0.2)
         with torch.no_grad():
             generated, faked = one._generate((ihc, he))
             judged, _ = one._judge(faked)
@@ -184,7 +183,7 @@ class TestGoingOn:
             *(f"networks/{name}" for name in NAMES),
             "average",
         }
-        assert found.tensors["pool.he/images"].shape == (2, 3, 64, 64)
+        assert found.tensors["pool.he/images"].shape == (2, 3, SIDE, SIDE)
         assert found.tensors["networks/optimiser.generators/0/step"] == 1
         assert found.values["pool.ihc"]["rng"]["bit_generator"] == "PCG64"
         assert all(tensor.device.type == "cpu" and tensor.is_contiguous() for tensor in found.tensors.values())
@@ -247,11 +246,11 @@ class TestOptions:
         one = small(channels_last=True)
         one.step(batches(1)[0])
         found = one.export()
-        assert found.config == {"mpp": 0.25, "tile_px": 64}
+        assert found.config == {"mpp": 0.25, "tile_px": SIDE}
         save_file(dict(found.files["generator.safetensors"]), tmp_path / "generator.safetensors")
         network = generator(channels=8, blocks=2)
         network.load_state_dict(load_file(tmp_path / "generator.safetensors"))
-        x = torch.rand(1, 3, 64, 64)
+        x = torch.rand(1, 3, SIDE, SIDE)
         with torch.no_grad():
             assert torch.allclose(network(x), one.ensemble.run("generator_he", x), atol=1e-5)
 
@@ -270,8 +269,8 @@ class TestOptions:
         assert found.shape == he.shape
         assert found.dtype == np.uint8
         with torch.no_grad():
-            truth = one.ensemble.networks["generator_ihc"](one.ensemble.signal(he[:, :64, :64]))
-        assert np.array_equal(found[:, :64, :64], ((truth + 1) / 2 * 255).byte().permute(0, 2, 3, 1).numpy())
+            truth = one.ensemble.networks["generator_ihc"](one.ensemble.signal(he[:, :SIDE, :SIDE]))
+        assert np.array_equal(found[:, :SIDE, :SIDE], ((truth + 1) / 2 * 255).byte().permute(0, 2, 3, 1).numpy())
 
     @pytest.mark.filterwarnings(
         "ignore:The .grad attribute of a Tensor that is not a leaf"
