@@ -73,8 +73,8 @@ class TranslationWatcher(Watcher):
     """Translates fixed fields of IHC as a run would, and compares.
 
     Values, over all fields: `preservation` (see `choosing.preservation_score`), `density_agreement`, `count_ratio`, `centroid_recall`
-    and `brown_retention` (see `stainbridge.preservation`; nuclei by one fixed segmenter on IHC and virtual H&E), `seam_ratio` (of the
-    field in tiles over that of the field in one piece), `kid` and its `kid_spread` (see `domain`), numbers of nuclei.
+    and `brown_retention` (see `stainbridge.preservation`; nuclei by one fixed segmenter on IHC and virtual H&E), `seam_ratio` (over
+    that of the field with its seams elsewhere), `kid` and its `kid_spread` (see `domain`), numbers of nuclei.
     """
 
     shown = ("preservation", "kid", "centroid_recall", "count_ratio", "brown_retention")
@@ -190,22 +190,30 @@ def _segmenting(name: str, stain: Stain, device: str) -> Stages:
 
 
 def _seams(he: Translated) -> float:
-    """Return the seam ratio of a picture in tiles over that of the same picture in one piece.
+    """Return the seam ratio of a picture over that of the same picture with its seams elsewhere.
 
-    Texture alone gives 0.8 to 1.2, and it is the same in both. A picture that a run would translate in one piece is cut in four for
-    this; where the translator takes no piece so large, its IHC stands for the piece. NaN where a picture cannot be cut.
+    Texture alone gives 0.8 to 1.2, and it is the same in both. Where a run would translate the picture in one piece, it is cut in four
+    for this and held against the piece; else against a translation whose tiles start half a tile later. Below 1 where blended borders
+    are smoother than what is beside them; NaN where the only tile is larger than the picture.
     """
-    side = max(he.shape)
-    any_size = he.translator.wants.tile is None
-    one_piece = he.core_px >= side
-    if one_piece and not any_size:
+    side, core = max(he.shape), he.core_px
+    if core < side:
+        start = core // 2
+        part = Image(he.source.read(start, start, *(length - start for length in he.shape)), he.mpp, he.name)
+        return _relative(
+            _whole(he)[start:, start:], _whole(Translated(part, he.translator, core_px=core)), core - start, core
+        )
+    if he.translator.wants.tile is not None:
         return math.nan
-    tiled = Translated(he.source, he.translator, core_px=-(-side // 2)) if one_piece else he
-    whole: Source = he
-    if not one_piece:
-        whole = Translated(he.source, he.translator, core_px=side) if any_size else he.source
-    ratios = [seam_ratio(_whole(one), step_px=tiled.core_px) for one in (tiled, whole)]
-    return ratios[0] / ratios[1] if ratios[1] > 0 else math.nan
+    tiled = Translated(he.source, he.translator, core_px=-(-side // 2))
+    return _relative(_whole(tiled), _whole(he), tiled.core_px, tiled.core_px)
+
+
+def _relative(he: RGB, other: RGB, first: int, step: int) -> float:
+    """Return the seam ratio of one picture over that of another, at lines `first`, `first + step`, ... of both axes."""
+    rows, columns = (range(first, length, step) for length in he.shape[:2])
+    ratio, texture = (seam_ratio(one, rows=rows, columns=columns) for one in (he, other))
+    return ratio / texture if texture > 0 else math.nan
 
 
 def _whole(source: Source) -> RGB:
