@@ -205,8 +205,8 @@ class TestTissue:
         for number in range(places.count):
             found[places.corner(number)] = True
         first = np.flatnonzero(found.all(axis=0))[0]
-        # A patch of 32 px holds half tissue from column 80 on; cells are 16 px wide.
-        assert 80 - 16 <= first <= 80 + 16
+        # Stain begins at column 96 and tissue 12 um, 48 px, before it: a patch of 32 px holds half from column 32 on. Cells are 16 px.
+        assert 32 - 16 <= first <= 32 + 16
         assert not found[:, :first].any()
         assert found[:, first:].all()
 
@@ -230,6 +230,17 @@ class TestTissue:
             counts = np.histogram(drawn[:, axis], bins=8, range=(0, length))[0]
             assert np.abs(counts - 3000 / 8).max() < 5 * np.sqrt(3000 / 8)
 
+    def test_pale_ground_between_stained_nuclei_is_tissue_and_a_speck_of_dust_is_not(self):
+        pixels = np.full((256, 256, 3), GLASS, np.uint8)
+        pixels[120:136, 120:136] = (60, 60, 60)
+        dust = survey(Image(pixels, 0.25), patch_px=256, least=0.25)
+        assert dust.count == 0
+        for y in range(16, 256, 64):
+            for x in range(16, 256, 64):
+                pixels[y : y + 24, x : x + 24] = (110, 120, 190)
+        nuclei = survey(Image(pixels, 0.25), patch_px=256, least=0.95)
+        assert nuclei.count == 1
+
     def test_black_margins_are_no_tissue(self):
         pixels = np.zeros((64, 128, 3), np.uint8)
         pixels[:, :32] = GLASS
@@ -248,7 +259,7 @@ class TestTissue:
         assert probed.step_px > exact.step_px
         assert sum(reads) < 256 * 512 / 2
         assert probed.count == pytest.approx(exact.count, rel=0.2)
-        assert probed.area_px == pytest.approx(exact.area_px, rel=0.1)
+        assert probed.area_px == pytest.approx(exact.area_px, rel=0.2)
 
 
 class Plain:

@@ -15,9 +15,11 @@ from ..io.overlay import reduce
 from ..records import RGB, Source
 
 UNIT_UM = 4.0
-"""Tissue is told from glass by means over squares of this side: half a nucleus."""
-TISSUE_OD = (0.06, 1.5)
-"""Mean optical density of tissue against the picture's own glass; what is darker is no tissue but a black margin."""
+"""Stain is told from glass by means over squares of this side: half a nucleus."""
+STAINED_OD = (0.06, 1.5)
+"""Mean optical density of stain against the picture's own glass; what is darker is no tissue but a black margin."""
+REACH_UM = 12.0
+"""Tissue is what lies this near to stain, along either axis: between the nuclei of IHC it is often as pale as glass."""
 
 _GLASS = 200.0  # a picture without any pale pixel has no glass to measure
 _WHOLE_PX, _STRIP_PX = 64 << 20, 1024
@@ -95,10 +97,13 @@ def share_of(pixels: RGB, mpp: float, glass: NDArray[np.float32]) -> float:
     return float(is_tissue(reduce(pixels, max(1, round(UNIT_UM / mpp))), glass).mean())
 
 
-def is_tissue(colours: NDArray[np.uint8], glass: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Tell which colours (..., 3) absorb like tissue."""
-    density = optical_density(colours, glass).mean(axis=-1)
-    found: NDArray[np.bool_] = (density >= TISSUE_OD[0]) & (density <= TISSUE_OD[1])
+def is_tissue(units: NDArray[np.uint8], glass: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Tell which of the means (h, w, 3) of squares of `UNIT_UM` are of tissue, bool (h, w)."""
+    from scipy.ndimage import maximum_filter
+
+    density = optical_density(units, glass).mean(axis=-1)
+    stained = (density >= STAINED_OD[0]) & (density <= STAINED_OD[1])
+    found: NDArray[np.bool_] = maximum_filter(stained, 2 * round(REACH_UM / UNIT_UM) + 1, mode="constant")
     return found
 
 
