@@ -56,7 +56,7 @@ def read_network(
         network = build(design)
     state.setdefault(_PATTERN, torch.ones(2, 2))
     # They only matter to a training that averages over all batches, which HoVer-Net's does not.
-    state |= {name: torch.zeros(()) for name in network.state_dict() if name.endswith(_COUNTER)}
+    state |= {name: torch.zeros((), dtype=torch.int64) for name in network.state_dict() if name.endswith(_COUNTER)}
     fit_or_refuse(network, state, path, sha256=sha256, name=f"a HoVer-Net, {described(design)}")
     return network.eval()
 

@@ -1,0 +1,197 @@
+"""HoVer-Net as a segmenter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from stainbridge import RGB, LabelMap, Learner, PluginConfig, Segmenter, Wants
+from stainbridge.errors import ConfigError, WeightsUnavailable
+from stainbridge.torchkit import AskedPrecision
+
+from .checkpoint import read_network
+from .engines import Engine, EngineName, Maps
+from .learner import PRESETS, Training, learner
+from .measuring import NucleusTable, measure
+from .network import Design, Mode
+from .postprocessing import Normalisation, Rules, find_instances, require_cv2
+from .windows import joined, windows_of
+
+Made = TypeVar("Made")
+
+# A window sees 46 or 95 px beyond its output, and nuclei are up to 40 px from their centre to their rim.
+_HALO_PX = 96
+_TILES_AT_ONCE = 4
+
+
+@dataclass(frozen=True)
+class Found:
+    """What HoVer-Net finds in one picture.
+
+    Parameters
+    ----------
+    labels : int32 (H, W), ids 0..n without gaps
+    table : box, centroid, contour and type of the nuclei
+    """
+
+    labels: LabelMap
+    table: NucleusTable
+
+
+class HoVerNet(Segmenter):
+    """Finds nuclei and their types with the network of Graham et al., Medical Image Analysis 58 (2019).
+
+    The network runs window by window as the original does, without blending, and a tile is post-processed as a whole. With
+    `normalisation = "original"` the extent that gradients are measured over is that tile: in a picture of one tile the labels are the
+    original's, in a larger one they depend on where its tiles lie. With "fixed" they do not.
+    """
+
+    name = "hovernet"
+    api = 1
+    Training = Training
+    presets = PRESETS
+    learns_from = "labelled"
+
+    class Config(PluginConfig):
+        """The network, how it is run, and what counts as a nucleus."""
+
+        path: Path | None = Field(
+            None, description="a checkpoint: .tar of the original program, or hovernet.safetensors of a training here"
+        )
+        mode: Literal["auto"] | Mode = Field(
+            "auto",
+            description="which network the file must hold: original (270 -> 80 px), fast (256 -> 164 px), or either",
+        )
+        types: int | None = Field(
+            None, ge=0, description="how many types the file must have, background included; 0: none; unset: any number"
+        )
+        type_names: tuple[str, ...] = Field((), description="names of the types in their order, background first")
+        mpp: float = Field(0.25, gt=0, le=10, description="micrometres per pixel that the network was trained on")
+        normalisation: Normalisation = Field(
+            "original",
+            description="original: gradients are measured against the extremes of each tile, so one bright spot can erase nuclei far from "
+            "it; fixed: against constants, which is not what the paper did",
+        )
+        least_probability: float = Field(0.5, gt=0, lt=1, description="a pixel is in a nucleus from this value up")
+        edge: float = Field(0.4, gt=0, lt=1, description="a pixel parts two nuclei from this value up")
+        least_px: int = Field(10, ge=1, description="smaller pieces of foreground, and cores of nuclei, are left out")
+        engine: EngineName = Field("torch", description="what runs the network: torch, or OpenVINO on a CPU")
+        precision: AskedPrecision = Field(
+            "fp32", description="fp32, bf16, fp16 (CUDA only), or auto, the fastest that the device has"
+        )
+        batch_size: int = Field(16, ge=1, le=1024, description="windows at once on a GPU; a CPU takes one")
+        workers: int = Field(2, ge=1, le=64, description="threads that make nuclei of maps while the network goes on")
+
+        @model_validator(mode="after")
+        def _as_many_names(self) -> HoVerNet.Config:
+            if self.type_names and self.types not in (None, len(self.type_names)):
+                raise ValueError(f"type_names has {len(self.type_names)} names, and types is {self.types}")
+            return self
+
+    def __init__(
+        self,
+        config: PluginConfig | None = None,
+        *,
+        weights: Mapping[str, Path] | None = None,
+        device: str = "cpu",
+    ) -> None:
+        super().__init__(config, weights=weights, device=device)
+        require_cv2()
+        self._file = self._one_file()
+        self.weights = {self._file.name: self._file}
+        network = read_network(self._file, mode=self.config.mode, types=self.config.types)
+        self.design: Design = network.design  # type: ignore[assignment]
+        self._check_names()
+        self._engine = Engine(
+            network,
+            device=device,
+            name=self.config.engine,
+            precision=self.config.precision,
+            batch_size=self.config.batch_size,
+        )
+        self._rules = Rules(
+            **self.config.model_dump(include={"normalisation", "least_probability", "edge", "least_px"})
+        )
+
+    @classmethod
+    def learner(cls, settings: Any, *, device: str, seed: int, mpp: float, patch_px: int) -> Learner:
+        """Return HoVer-Net with fresh weights, ready to learn; see `stainbridge.Trainable`."""
+        return learner(settings, device=device, seed=seed, mpp=mpp, patch_px=patch_px)
+
+    @property
+    def wants(self) -> Wants:
+        """H&E at the network's scale, with room for what it sees beyond a nucleus; any size."""
+        return Wants(stain="he", mpp=self.config.mpp, halo=_HALO_PX)
+
+    @property
+    def batch_size(self) -> int:
+        """Tiles at once: while the nuclei of one are made, the network runs on the next."""
+        return _TILES_AT_ONCE
+
+    @property
+    def type_names(self) -> tuple[str, ...]:
+        """The names of the types, background first; numbers where none were configured, and nothing without types."""
+        return self.config.type_names or tuple(map(str, range(self.design.types)))
+
+    def segment(self, batch: RGB) -> LabelMap:
+        """Segment uint8 (N, H, W, 3) H&E into int32 (N, H, W), ids 0..n without gaps per image.
+
+        Raises
+        ------
+        ConfigError, WeightsCorrupt
+            If the network gives values that are not finite.
+        DeviceUnavailable
+            If a single window does not fit into the memory of the device.
+        """
+        return np.stack(self._each(batch, self._labels))
+
+    def segment_with_types(self, batch: RGB) -> list[Found]:
+        """Segment uint8 (N, H, W, 3) H&E and measure each nucleus; the labels are those of `segment`, and so are the errors.
+
+        Types are positions in `type_names`.
+        """
+        return self._each(batch, self._labels_and_table)
+
+    def _each(self, batch: RGB, finish: Callable[[Maps], Made]) -> list[Made]:
+        """Return `finish` of the maps of each picture, in threads: OpenCV and numpy do most of it without Python's lock."""
+        with ThreadPoolExecutor(self.config.workers) as pool:
+            made = [pool.submit(finish, self._maps(picture)) for picture in batch]
+            return [one.result() for one in made]
+
+    def _maps(self, picture: RGB) -> Maps:
+        windows = windows_of(picture, self.design.window_px, self.design.output_px)
+        return joined(self._engine.maps(windows, file=self._file), *picture.shape[:2])
+
+    def _labels(self, maps: Maps) -> LabelMap:
+        return find_instances(maps[-3], maps[-2:], self._rules)
+
+    def _labels_and_table(self, maps: Maps) -> Found:
+        labels = self._labels(maps)
+        return Found(labels, measure(labels, maps[0].astype(np.uint8) if self.design.types else None))
+
+    def _one_file(self) -> Path:
+        if self.config.path is not None:
+            return Path(self.config.path).expanduser()
+        if len(self.weights) == 1:
+            return next(iter(self.weights.values()))
+        if self.weights:
+            raise ConfigError(f"hovernet takes one weight file; found {', '.join(sorted(self.weights))}.")
+        raise WeightsUnavailable(
+            "segmenter 'hovernet' has no network.\nSet path to a checkpoint of the original (.tar, see stainbridge models list) "
+            "or of a training here (hovernet.safetensors): --set segmenter.path=FILE"
+        )
+
+    def _check_names(self) -> None:
+        names = self.config.type_names
+        if names and len(names) != self.design.types:
+            raise ConfigError(
+                f"type_names has {len(names)} names; {self._file.name!r} has {self.design.types or 'no'} types "
+                f"{'with background' if self.design.types else ''}".rstrip()
+                + ".\nName each type, background first."
+            )
