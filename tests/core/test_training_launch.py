@@ -91,10 +91,10 @@ class TestStartingAgain:
         assert launches(folder) == [""]
 
     def test_a_launch_that_fails_is_followed_by_one_that_resumes(self, script, folder, capfd):
-        failing = "beat(folder, 3, 14)\nnote('failures', {'0': -15, '1': -9})\nsys.exit(1 if launch == 1 else 0)"
+        failing = "beat(folder, 3, 14, doing='validating')\nnote('failures', {'0': -15, '1': -9})\nsys.exit(1 if launch == 1 else 0)"
         assert keep_going(*script(failing), folder) == 0
         assert launches(folder) == ["", "--resume"]
-        told = "Rank 1 was ended by SIGKILL after epoch 3, step 14. Starting again from the last checkpoint (1 of 3).\n"
+        told = "Rank 1 was ended by SIGKILL in epoch 3, after step 14, while validating. Starting again from the last checkpoint (1 of 3).\n"
         assert capfd.readouterr().err == told
 
     def test_without_a_newer_checkpoint_it_gives_up(self, script, folder):
@@ -157,7 +157,7 @@ class TestStuck:
         began = time.monotonic()
         assert keep_going(*script(silent), folder, silence_s=1.0) == 0
         assert time.monotonic() - began < 6
-        assert "No sign of life for 1 s after epoch 1, step 2. Starting again" in capfd.readouterr().err
+        assert "No sign of life for 1 s in epoch 1, after step 2. Starting again" in capfd.readouterr().err
 
     def test_a_beat_that_goes_on_is_no_silence(self, script, folder):
         beating = "for step in range(14):\n    beat(folder, 1, step)\n    time.sleep(0.2)"

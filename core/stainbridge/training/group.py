@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import ConfigError, DeviceUnavailable
 
-TIMEOUT_S = 90.0
+TIMEOUT_S = 60.0
 """Seconds after which a collective operation fails whose other ranks do not come."""
 
 _PATIENCE = timedelta(days=7)
@@ -33,14 +33,20 @@ class Membership:
     _patient: Any = None
 
     def meet(self) -> None:
-        """Wait until every rank is here, however long one of them takes; one that dies is an error.
+        """Wait until every rank is here: rank 0 for the others up to `TIMEOUT_S`, they for rank 0 however long it takes.
 
         For what rank 0 does alone, such as validating: a collective operation of the training would not wait longer than `TIMEOUT_S`.
+
+        Raises
+        ------
+        RuntimeError
+            If a rank dies, or does not come.
         """
         if self._patient is not None:
             import torch
 
-            torch.distributed.barrier(group=self._patient)
+            wait = timedelta(seconds=TIMEOUT_S) if self.rank == 0 else _PATIENCE
+            torch.distributed.monitored_barrier(self._patient, timeout=wait)
 
 
 def started_by_torchrun() -> bool:

@@ -22,7 +22,7 @@ from .launch_rank import REFUSED
 
 RESTARTS = 3
 """Launches in a row that may fail without a newer checkpoint, after the first."""
-SILENCE_S = 100.0
+SILENCE_S = 90.0
 """Seconds without a heartbeat after which a training counts as stuck."""
 
 _LOOK_EVERY_S = 0.1
@@ -178,7 +178,10 @@ def _ending(code: int) -> str:
 
 def _place(folder: Path) -> str:
     beat = last_beat(folder)
-    return f" after epoch {beat['epoch']}, step {beat['step']}" if beat else " before the first step"
+    if not beat or not beat["epoch"]:
+        return " before the first step"
+    doing = "" if beat["doing"] == "training" else f", while {beat['doing']}"
+    return f" in epoch {beat['epoch']}, after step {beat['step']}{doing}"
 
 
 def _lost(what: str, failed: int, folder: Path) -> str:
