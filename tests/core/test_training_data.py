@@ -576,6 +576,13 @@ class TestSettings:
         with pytest.raises(ConfigError, match=r"is a training of 'other'; 'any' was asked for"):
             put_together("any", {}, file=file)
 
+    def test_ranks_of_one_machine_share_its_processors(self, monkeypatch):
+        monkeypatch.setattr("os.cpu_count", lambda: 12)
+        assert TrainConfig(plugin="any").threads == 8
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+        assert TrainConfig(plugin="any").threads == 3
+        assert TrainConfig(plugin="any", workers=1).threads == 1
+
     def test_a_training_is_plain_json_and_comes_back_from_it(self, tmp_path):
         made = put_together("any", PRESETS, options={"preset": "paper", "ihc": tmp_path, "datasets": "mine"})
         assert TrainConfig(**json.loads(json.dumps(made.to_dict()))) == made

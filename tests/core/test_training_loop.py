@@ -287,6 +287,14 @@ class TestGoingOn:
         assert str(caught.value).splitlines()[1:3] == ["  learner.lr: 0.1 before, 0.2 now", "  epochs: 3 before, 9 now"]
         assert "cannot go on with other settings" in str(caught.value)
 
+    def test_another_number_of_processes_is_refused(self, train, tmp_path):
+        with pytest.raises(KeyboardInterrupt):
+            train(stop_after=4)
+        path = tmp_path / "run" / "training.json"
+        path.write_text(path.read_text().replace('"world": 1', '"world": 2'))
+        with pytest.raises(ConfigError, match=r"  processes: 2 before, 1 now"):
+            train(resume=True)
+
     def test_what_decides_nothing_may_differ(self, train):
         with pytest.raises(KeyboardInterrupt):
             train("a", stop_after=7)
@@ -544,21 +552,27 @@ class TestKilled:
     def test_it_ends_as_if_nothing_had_happened(self, pictures, tmp_path):
         subprocess.run([sys.executable, *self.command(pictures, tmp_path / "whole")], check=True)
         rng, reached = random.Random(0), set()
-        for _ in range(10):
+        for number in range(10):
             process = subprocess.Popen([sys.executable, *self.command(pictures, tmp_path / "killed")])
-            self.wait_for_work(process, tmp_path / "killed")
-            time.sleep(rng.uniform(0, 0.35))
+            self.wait_for_work(process, tmp_path / "killed", steps=0 if number < 3 else rng.randrange(1, 15))
+            time.sleep(rng.uniform(0, 0.1))
             process.send_signal(signal.SIGKILL)
             assert process.wait() == -signal.SIGKILL
             reached |= {path.name for path in (tmp_path / "killed").glob("checkpoints/epoch*")}
         subprocess.run([sys.executable, *self.command(pictures, tmp_path / "killed")], check=True)
-        assert len(reached) > 5
+        assert len(reached) >= 5
         assert everything(tmp_path / "killed") == everything(tmp_path / "whole")
 
-    def wait_for_work(self, process, folder):
-        before, deadline = last_beat(folder), time.monotonic() + 60
-        while last_beat(folder) == before and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.005)
+    def wait_for_work(self, process, folder, *, steps):
+        """Wait until a process has done some steps of its own; for none, until it gives a sign of life."""
+        heard, seen, deadline = last_beat(folder), set(), time.monotonic() + 60
+        while process.poll() is None and time.monotonic() < deadline:
+            beat = last_beat(folder)
+            if beat != heard:
+                seen |= {(beat["epoch"], beat["step"])} if beat["doing"] == "training" else set()
+                if len(seen) >= steps:
+                    return
+            time.sleep(0.003)
 
     def test_so_do_two_processes_each_with_a_state_of_its_own(self, pictures, tmp_path):
         pytest.importorskip("torch")

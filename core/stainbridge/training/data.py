@@ -130,7 +130,7 @@ def open_data(
         config.patch_px,
         config.tissue,
         Memory(config.memory_mb << 20),
-        config.workers,
+        config.threads,
         hashed=hashed,
         beat=beat,
     )

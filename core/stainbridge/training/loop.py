@@ -80,7 +80,7 @@ class Loop:
         self._sums, self._unread = dict(standing.sums), []
         places = {"batch_size": self.config.batch_size, "rank": self.group.rank, "world": self.group.world}
         numbers = [numbers_of(step, **places) for step in range(standing.step, self.steps)]
-        batches = feed(self.data, standing.epoch, numbers, workers=self.config.workers)
+        batches = feed(self.data, standing.epoch, numbers, workers=self.config.threads)
         for step, batch in enumerate(batches, standing.step + 1):
             self._unread.append((step, self.learner.step(batch)))
             self._told(standing.epoch, step)

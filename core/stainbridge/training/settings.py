@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeAlias
@@ -72,7 +73,8 @@ class TrainConfig(BaseModel):
     device : "cpu", "cuda" or "cuda:N"
     keep_every : epochs whose checkpoints are kept; the last two and the best are kept anyway
     checkpoint_steps : steps from one checkpoint to the next within an epoch; None: only at its end
-    workers, memory_mb : threads that read patches, and memory for decoded pictures, of each process
+    workers, memory_mb : threads that read patches (None: this process's share of the processors, 8 at most), and memory for decoded
+        pictures, of each process
     watch : how epochs are looked at
     name : of the model, after the plugin's; None takes the folder's
     licence, commercial : of the weights
@@ -104,7 +106,7 @@ class TrainConfig(BaseModel):
     device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$")
     keep_every: int = Field(10, ge=1)
     checkpoint_steps: int | None = Field(None, ge=1)
-    workers: int = Field(2, ge=1)
+    workers: int | None = Field(None, ge=1)
     memory_mb: int = Field(1024, ge=0)
     watch: WatchTable = Field(default_factory=lambda: WatchTable.model_validate({}))
     name: str | None = Field(None, pattern=r"^[a-z0-9][a-z0-9_.-]*$")
@@ -145,6 +147,12 @@ class TrainConfig(BaseModel):
                 raise ConfigError(f"--set {setting}: expected KEY=VALUE, such as batch_size=2.")
             _put(values, key.strip(), _toml_value(text.strip()), setting)
         return type(self)(**values)
+
+    @property
+    def threads(self) -> int:
+        """Threads that read patches in this process."""
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        return self.workers or max(1, min(8, (os.cpu_count() or 1) // here))
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values, defaults included; `TrainConfig(**values)` gives the same training."""
