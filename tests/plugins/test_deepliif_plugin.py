@@ -295,7 +295,7 @@ class TestCalibration:
 class TestMarker:
     def test_a_marker_above_the_threshold_makes_a_nucleus_positive(self, model):
         ihc, _, _ = nuclei((512, 512), seed=6)
-        settings = {"version": "current", "seg_weights": (0.9, 0, 0, 0, 0.1)}
+        settings = {"version": "current", "seg_weights": (0.9, 0, 0, 0, 0.1), "reading": "interior"}
         segmenter, classifier = pair(model, **settings)
         labels = segmenter.segment(ihc[None])[0]
         assert labels.max() > 3

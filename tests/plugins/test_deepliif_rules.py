@@ -291,6 +291,16 @@ class TestByHand:
         assert_array_equal(whole[inner > 0], inner[inner > 0])
         assert (whole[6, 12], whole[6, 13]) == (1, 2)
 
+    @pytest.mark.parametrize("release", RELEASES)
+    def test_the_marker_of_a_cell_is_the_brightest_of_its_counted_pixels(self, release):
+        ihc, seg = self.seg((10, 10, 11, 200, 0))
+        seg[10:21, 8:10, 1] = 200
+        marker = np.zeros((40, 40), np.uint8)
+        marker[15, 15], marker[15, 9] = 90, 250
+        whole = RELEASES[release].cells(ihc, seg, reading="interior+outline")
+        assert whole.labels[15, 9] == 1
+        assert whole.brightest(marker).tolist() == [90]
+
     def test_the_outline_of_1_1_2_goes_to_the_nearest_cell(self):
         ihc, seg = self.seg((4, 4, 10, 200, 0), (4, 20, 10, 0, 200))
         seg[4:14, 14:20, 1] = 200

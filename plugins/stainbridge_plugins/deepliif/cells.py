@@ -28,11 +28,13 @@ class Cells:
     p_positive : float64 (n,), share of the positive among the positive and negative pixels; at least one half exactly where the
         program calls the cell positive
     size_px : the size above which components are cells, where it was derived from the sizes
+    counted : int32 (H, W), the same ids over the pixels that were counted; None where these are the labels
     """
 
     labels: LabelMap
     p_positive: NDArray[np.float64]
     size_px: int | None = None
+    counted: LabelMap | None = None
 
     @property
     def positive(self) -> Mask:
@@ -41,7 +43,11 @@ class Cells:
 
     def over(self, labels: LabelMap) -> Cells:
         """Return the same cells with other outlines."""
-        return replace(self, labels=labels)
+        return replace(self, labels=labels, counted=self.labels)
+
+    def brightest(self, picture: NDArray[np.uint8]) -> NDArray[np.float64]:
+        """Return the largest value of uint8 (H, W) among the counted pixels of each cell, float64 (n,)."""
+        return brightest(self.labels if self.counted is None else self.counted, picture, len(self.p_positive))
 
     def kept(self, keep: Mask) -> Cells:
         """Return the cells of which `keep`, bool (n,), is true, numbered anew."""
@@ -79,6 +85,13 @@ def renumbered(labels: LabelMap, keep: Mask) -> LabelMap:
 def tally(labels: LabelMap, of: Mask, count: int) -> NDArray[np.int64]:
     """Return how many pixels of bool (H, W) each label 1..count holds, int64 (count,)."""
     return np.bincount(labels[of], minlength=count + 1)[1:]
+
+
+def brightest(labels: LabelMap, picture: NDArray[np.uint8], count: int) -> NDArray[np.float64]:
+    """Return the largest value of uint8 (H, W) below each label 1..count, float64 (count,)."""
+    values, inside = np.zeros(count), labels > 0
+    np.maximum.at(values, labels[inside] - 1, picture[inside])
+    return values
 
 
 def shares(positive: NDArray[np.int64], negative: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -15,7 +15,7 @@ from stainbridge import RGB, LabelMap, PositivityClassifier, Wants
 from stainbridge.errors import ConfigError
 
 from . import rules_1_1_2, rules_current
-from .cells import POSITIVE_FROM, Mask, shares, tally
+from .cells import POSITIVE_FROM, Mask, brightest, shares, tally
 from .engine import HALO_PX, open_engine
 from .recognition import Traits
 from .settings import NetworkSettings
@@ -25,7 +25,7 @@ class DeepLIIFCalls(PositivityClassifier):
     """Calls a nucleus positive where at least half of its counted pixels are, in the segmentation of DeepLIIF.
 
     Nuclei that the segmenter `deepliif` found in this process, with the same networks and settings, are known by their pixels and cost
-    about 20 microseconds each. For others the networks run over the tiles of 512 px that hold them: as much again as a segmentation.
+    about 0.2 milliseconds each. For others the networks run over the tiles of 512 px that hold them: as much again as a segmentation.
     """
 
     name = "deepliif"
@@ -113,8 +113,7 @@ class DeepLIIFCalls(PositivityClassifier):
         picture = self._engine.pictures(ihc, where=where)
         positive, negative = self._coloured(ihc, picture[..., :3], seg_thresh=self.config.threshold)
         p = shares(tally(labels, positive & where, n), tally(labels, negative & where, n))
-        marker = np.zeros(n)
-        np.maximum.at(marker, labels[where] - 1, picture[..., 3][where])
+        marker = brightest(np.where(where, labels, 0), picture[..., 3], n)
         return Traits(np.where(missing, p, traits.p_positive), np.where(missing, marker, traits.marker))
 
 

@@ -17,6 +17,8 @@ from .cells import Mask
 _SLOTS = 1 << 23
 _LANDMARKS = 8
 _LEAST_SHARE = 0.5
+_HASH_BITS = 40
+_HASH = np.uint64((1 << _HASH_BITS) - 1)
 # Odd constants of splitmix64 (Steele et al. 2014); products wrap at 64 bits.
 _STEP, _FIRST, _SECOND = (np.uint64(number) for number in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 
@@ -72,14 +74,15 @@ class Memory:
 def _landmarks(ihc: RGB, labels: LabelMap) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
     """Return the hashes of the landmarks of all nuclei, and the index 0..n-1 of the nucleus of each."""
     pixels = np.flatnonzero(labels)
-    owners = labels.ravel()[pixels].astype(np.int64) - 1
-    hashes = _surroundings(ihc, pixels)
-    order = np.lexsort((hashes, owners))
-    owners, hashes = owners[order], hashes[order]
+    # One number holds the nucleus and, below it, the hash: its order is all that is needed.
+    keys = (labels.ravel()[pixels].astype(np.uint64) - np.uint64(1)) << np.uint64(_HASH_BITS)
+    keys |= _surroundings(ihc, pixels) & _HASH
+    keys.sort()
+    owners = (keys >> np.uint64(_HASH_BITS)).astype(np.int64)
     starts = np.flatnonzero(np.diff(owners, prepend=-1))
     rank = np.arange(len(owners)) - np.repeat(starts, np.diff(starts, append=len(owners)))
     smallest = rank < _LANDMARKS
-    return hashes[smallest], owners[smallest]
+    return keys[smallest] & _HASH, owners[smallest]
 
 
 def _surroundings(ihc: RGB, pixels: NDArray[np.int64]) -> NDArray[np.uint64]:
@@ -88,15 +91,11 @@ def _surroundings(ihc: RGB, pixels: NDArray[np.int64]) -> NDArray[np.uint64]:
     colour = ((red << np.uint64(16)) | (green << np.uint64(8)) | blue).ravel()
     width = ihc.shape[1]
     corner = pixels + pixels // width * 2  # in the padded picture, which is two pixels wider
-    hashes = np.zeros(len(pixels), np.uint64)
+    hashes = np.full(len(pixels), _STEP)
     for row in range(3):
         for column in range(3):
-            hashes = _mixed(hashes + colour[corner + row * (width + 2) + column])
-    return hashes
-
-
-def _mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    values = values + _STEP
-    values = (values ^ (values >> np.uint64(30))) * _FIRST
-    values = (values ^ (values >> np.uint64(27))) * _SECOND
-    return values ^ (values >> np.uint64(31))
+            hashes ^= colour[corner + (row * (width + 2) + column)]
+            hashes *= _FIRST
+    hashes ^= hashes >> np.uint64(30)
+    hashes *= _SECOND
+    return hashes ^ (hashes >> np.uint64(31))

@@ -124,10 +124,8 @@ class DeepLIIF(Segmenter):
 
     def _found(self, ihc: RGB, picture: Pictures) -> Cells:
         cells = self._rules.cells(ihc, picture[..., :3], reading=self.config.reading)
-        marker = np.zeros(len(cells.p_positive))
-        if picture.shape[-1] > 3:
-            inside = cells.labels > 0
-            np.maximum.at(marker, cells.labels[inside] - 1, picture[..., 3][inside])
+        has_marker = picture.shape[-1] > 3
+        marker = cells.brightest(picture[..., 3]) if has_marker else np.zeros(len(cells.p_positive))
         self._engine.memory.remember(ihc, cells.labels, Traits(cells.p_positive, marker))
         return cells
 
