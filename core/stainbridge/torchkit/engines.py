@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -43,6 +44,29 @@ def engine(network: torch.nn.Module, name: Engine, *, device: torch.device, prec
     if name == "compile":
         return _compiled(network)
     return _OpenVINO(network, device, precision)
+
+
+def import_openvino(who: str) -> Any:
+    """Return the openvino module for `who`, a name in messages, without the report that it would send to its makers.
+
+    Raises
+    ------
+    MissingExtra
+        If it is not installed.
+    """
+    reporter = "openvino_telemetry"
+    kept = sys.modules.get(reporter)
+    # As if that package were not installed: openvino then has a stub in its place, from its import on.
+    sys.modules[reporter] = None  # type: ignore[assignment]
+    try:
+        import openvino
+    except ImportError:
+        raise MissingExtra.of(who, "openvino", "openvino") from None
+    finally:
+        del sys.modules[reporter]
+        if kept is not None:
+            sys.modules[reporter] = kept
+    return openvino
 
 
 def _first(found: Any) -> Any:
@@ -88,10 +112,7 @@ class _OpenVINO:
             raise ConfigError(
                 f"Engine 'openvino' runs on a CPU; the device is {device.type!r}.\nSet engine = 'compile', or pass --device cpu."
             )
-        try:
-            import openvino
-        except ImportError:
-            raise MissingExtra.of("Engine 'openvino'", "openvino", "openvino") from None
+        openvino = import_openvino("Engine 'openvino'")
         torch = import_torch("engine 'openvino'")
         self._core, self._network = openvino.Core(), _plainly_normalised(network)
         self._settings = {
