@@ -154,7 +154,7 @@ class RunConfig(BaseModel):
             key, equals, text = setting.partition("=")
             if not equals or not key.strip():
                 raise ConfigError(f"--set {setting}: expected KEY=VALUE, such as classifier.threshold=0.4.")
-            _put(values, key.strip(), _toml_value(text.strip()), setting)
+            put(values, key.strip(), toml_value(text.strip()), setting)
         return type(self)(**values)
 
     def to_dict(self) -> dict[str, Any]:
@@ -174,10 +174,10 @@ class RunConfig(BaseModel):
             If a plugin's setting is None, which TOML cannot say.
         """
         values = {key: value for key, value in self.to_dict().items() if value is not None}
-        lines = [_assignment(key, value) for key, value in values.items() if not isinstance(value, dict)]
+        lines = [assignment(key, value) for key, value in values.items() if not isinstance(value, dict)]
         for key, table in values.items():
             if isinstance(table, dict):
-                lines += ["", f"[{key}]", *(_assignment(name, value) for name, value in table.items())]
+                lines += ["", f"[{key}]", *(assignment(name, value) for name, value in table.items())]
         return "\n".join(lines) + "\n"
 
 
@@ -242,10 +242,11 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
 
 
 def _dotted(path: Sequence[str | int]) -> str:
-    return ".".join(_key(str(step)) for step in path)
+    return ".".join(toml_key(str(step)) for step in path)
 
 
-def _put(values: dict[str, Any], key: str, value: Any, setting: str) -> None:
+def put(values: dict[str, Any], key: str, value: Any, setting: str) -> None:
+    """Set `key`, "a.b" for a key inside a table, in `values`; `setting` is what the user wrote, for messages."""
     *parents, last = key.split(".")
     table = values
     for parent in parents:
@@ -260,7 +261,8 @@ def _put(values: dict[str, Any], key: str, value: Any, setting: str) -> None:
     table[last] = value
 
 
-def _toml_value(text: str) -> Any:
+def toml_value(text: str) -> Any:
+    """Return what a text is as a TOML value, else the text itself."""
     try:
         parsed = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:
@@ -274,17 +276,19 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def _assignment(key: str, value: Any) -> str:
-    return f"{_key(key)} = {_toml(value, key)}"
+def assignment(key: str, value: Any) -> str:
+    """Return a line of TOML."""
+    return f"{toml_key(key)} = {_toml(value, key)}"
 
 
-def _key(key: str) -> str:
+def toml_key(key: str) -> str:
+    """Return a key as TOML writes it, in quotes where it must be."""
     return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _quoted(key)
 
 
 def _toml(value: Any, key: str) -> str:
     if isinstance(value, Mapping):
-        return "{ " + ", ".join(_assignment(str(name), inner) for name, inner in value.items()) + " }"
+        return "{ " + ", ".join(assignment(str(name), inner) for name, inner in value.items()) + " }"
     if isinstance(value, list | tuple):
         return "[" + ", ".join(_toml(item, key) for item in value) + "]"
     if isinstance(value, bool):

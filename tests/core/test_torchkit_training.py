@@ -429,3 +429,12 @@ def test_one_state_after_another_is_never_the_same_object():
     network = convolutions()
     for one, other in pairwise([network.state_dict(), of_network(network).tensors, of_network(network).tensors]):
         assert all(one[name].data_ptr() != other[name].data_ptr() for name in one)
+
+
+def test_a_gpu_keeps_channels_last_only_where_networks_are_compiled_or_it_is_asked_to():
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert LearnerSettings().keeps_channels_last(cpu)
+    assert not LearnerSettings().keeps_channels_last(gpu)
+    assert LearnerSettings(compile=True).keeps_channels_last(gpu)
+    assert LearnerSettings(channels_last=True).keeps_channels_last(gpu)
+    assert not LearnerSettings(channels_last=False).keeps_channels_last(cpu)

@@ -36,7 +36,9 @@ class LearnerSettings(PluginConfig):
     """How a learner computes, whatever it learns."""
 
     precision: AskedPrecision = Field("auto", description="auto: bf16 on CUDA devices that have it, else fp32")
-    channels_last: bool = Field(True, description="memory format of pictures and weights")
+    channels_last: bool | None = Field(
+        None, description="memory format of pictures and weights; None: on CPUs, and on GPUs if networks are compiled"
+    )
     compile: bool = Field(False, description="compile the networks: a minute or more at first, faster steps on a GPU")
     fused: bool = Field(False, description="the fused form of Adam")
     ema: float = Field(

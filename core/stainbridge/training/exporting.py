@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..config import _assignment, _key
+from ..config import assignment, toml_key
 from ..interfaces import Exported
 from ..io.atomic import atomic_folder
 from .settings import TrainConfig
@@ -73,7 +73,7 @@ def copy_model(source: Path, target: Path) -> None:
 
 def registry_text(facts: ModelFacts, config: Mapping[str, Any], weights: Sequence[Written], summary: str) -> str:
     """Return the registry file of one model."""
-    table = f"models.{_key(facts.name)}"
+    table = f"models.{toml_key(facts.name)}"
     values = {
         "plugin": facts.plugin,
         "summary": summary,
@@ -82,10 +82,10 @@ def registry_text(facts: ModelFacts, config: Mapping[str, Any], weights: Sequenc
         "training": facts.training,
         "config": {key: value for key, value in config.items() if value is not None},
     }
-    lines = [f"[{table}]", *(_assignment(key, value) for key, value in values.items())]
+    lines = [f"[{table}]", *(assignment(key, value) for key, value in values.items())]
     for one in weights:
         entry = {**one.to_dict(), "sources": [f"file:{one.file}"]}
-        lines += ["", f"[[{table}.weights]]", *(_assignment(key, value) for key, value in entry.items())]
+        lines += ["", f"[[{table}.weights]]", *(assignment(key, value) for key, value in entry.items())]
     return "\n".join(lines) + "\n"
 
 

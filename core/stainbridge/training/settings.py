@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self, TypeAlias
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from ..cards import Filled, Mpp
-from ..config import _put, _toml_value, explain, read_toml
+from ..config import explain, put, read_toml, toml_value
 from ..errors import ConfigError, nearest
 
 Flips: TypeAlias = Literal["none", "horizontal", "all"]
@@ -145,7 +145,7 @@ class TrainConfig(BaseModel):
             key, equals, text = setting.partition("=")
             if not equals or not key.strip():
                 raise ConfigError(f"--set {setting}: expected KEY=VALUE, such as batch_size=2.")
-            _put(values, key.strip(), _toml_value(text.strip()), setting)
+            put(values, key.strip(), toml_value(text.strip()), setting)
         return type(self)(**values)
 
     @property

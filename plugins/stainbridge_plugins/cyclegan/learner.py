@@ -97,7 +97,7 @@ class CycleGANLearner:
             networks,
             device=place,
             precision=resolve_precision(settings.precision, place),
-            channels_last=settings.channels_last,
+            channels_last=settings.keeps_channels_last(place),
             compiled=networks if settings.compile else (),
         )
         adam = {"lr": settings.lr, "betas": (settings.beta1, 0.999), "fused": settings.fused}

@@ -40,6 +40,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 class Training(LearnerSettings):
     """Network, losses and schedule of a training."""
 
+    channels_last: bool | None = Field(True, description="memory format of pictures and weights")
     mode: Mode = Field("fast", description="fast: 256 -> 164 px; original: 270 -> 80 px")
     types: int = Field(0, ge=0, description="types of nuclei, background included; 0: none are learned")
     lr: float = Field(
@@ -85,7 +86,7 @@ class HoVerNetLearner:
             self._network = build(self._design)
         if settings.start is not None:
             _begin_from(self._network, settings.start)
-        layout = torch.channels_last if settings.channels_last else torch.contiguous_format
+        layout = torch.channels_last if settings.keeps_channels_last(self._device) else torch.contiguous_format
         self._network.to(self._device, memory_format=layout)
         self._ema = EMA(self._network, settings.ema) if settings.ema else None
         self._enter(frozen=settings.frozen_epochs > 0)
@@ -170,7 +171,7 @@ class HoVerNetLearner:
         hv, nuclear = distance_maps(labels, self._output_px)
         if self.settings.recolour:
             pixels = recoloured(pixels, self._rng)
-        if self.settings.channels_last:
+        if self.settings.keeps_channels_last(self._device):
             pixels = pixels.to(memory_format=torch.channels_last)
         with autocast(self._device, self._precision):
             maps = self._wrapped(pixels)

@@ -104,7 +104,7 @@ class UGATITLearner:
             _networks(settings, seed, patch_px),
             device=place,
             precision=resolve_precision(settings.precision, place),
-            channels_last=settings.channels_last,
+            channels_last=settings.keeps_channels_last(place),
             compiled=GENERATORS if settings.compile else (),  # power iterations change discriminators at each call
         )
         judges = [f"{reach}_{stain}" for stain, reach in product(STAINS, REACHES)]
