@@ -48,6 +48,14 @@ class LearnerSettings(PluginConfig):
         1, ge=1, description="parts that a batch goes through in, one after another, to save memory"
     )
 
+    def keeps_channels_last(self, device: torch.device) -> bool:
+        """Return whether networks and pictures are in channels_last on a device.
+
+        Where nothing is set: not on a GPU without a compiler, where torch's group normalisation leaves that format at every layer; on an
+        H200 a step of CycleGAN then takes 1.2 times as long.
+        """
+        return device.type == "cpu" or self.compile if self.channels_last is None else self.channels_last
+
 
 def resolve_precision(precision: AskedPrecision, device: torch.device) -> Precision:
     """Return what "auto" means on a device; refuse what the device does not have.
