@@ -76,7 +76,7 @@ def supervise(
 
 def torchrun(arguments: Sequence[str], processes: int) -> list[str]:
     """Return the command that runs ``stainbridge`` with `arguments` as ranks on this machine, on a store and port of its own."""
-    node = ["--nnodes=1", f"--nproc-per-node={processes}", "--max-restarts=0", f"--shutdown-timeout={_GRACE_S:.0f}"]
+    node = ["--nnodes=1", f"--nproc-per-node={processes}", "--max-restarts=0"]
     meeting = ["--rdzv-backend=c10d", f"--rdzv-endpoint={_LOOPBACK}:0", f"--local-addr={_LOOPBACK}"]
     rank = ["-m", f"{__package__}.launch_rank", "stainbridge", *arguments]
     return [sys.executable, "-m", f"{__package__}.launch_node", *node, *meeting, *rank]
@@ -102,8 +102,9 @@ def keep_going(
                     return _end(attempt, signals[0])
                 if not stuck and attempt.agent.returncode == 0:
                     return 0
-                if attempt.refused is not None:
-                    _say(attempt.last_words(attempt.refused))
+                refused = [rank for rank, code in sorted(attempt.failed().items()) if code == REFUSED]
+                if refused:
+                    _say(attempt.last_words(refused[0]))
                     return REFUSED
                 what = stuck or _what_happened(attempt)
             failed = 1 if checkpoints(folder) - seen else failed + 1
@@ -120,13 +121,19 @@ def checkpoints(folder: Path) -> set[str]:
 
 def _watch(attempt: Attempt, folder: Path, silence_s: float, signals: list[int]) -> str:
     """Wait until a launch ends, is stuck or a signal comes; return what is wrong with one that is stuck."""
-    heard, since = last_beat(folder), time.monotonic()
+    heard = last_beat(folder)
+    since = well = time.monotonic()
     while attempt.agent.poll() is None and not signals:
         time.sleep(_LOOK_EVERY_S)
-        now = last_beat(folder)
-        if now != heard:
-            heard, since = now, time.monotonic()
-        if time.monotonic() - since > silence_s:
+        beat, now = last_beat(folder), time.monotonic()
+        if beat != heard:
+            heard, since = beat, now
+        if not attempt.failed():
+            well = now
+        # torchrun gives the other ranks half a minute, and one that stands still will not end by itself.
+        if now - well > _GRACE_S:
+            return ""
+        if now - since > silence_s:
             return f"No sign of life for {silence_s:g} s"
     return ""
 

@@ -39,10 +39,9 @@ class Attempt:
     line: socket.socket
     notes: Path
 
-    @property
-    def refused(self) -> int | None:
-        """Rank that ended with an error that would be the same the next time; None if none did."""
-        return next(iter(noted(self.notes, "refused_*").values()), None)
+    def failed(self) -> dict[int, int]:
+        """Return exit codes by rank of those that say that they end with an error; one that was killed says nothing."""
+        return {int(name.removeprefix("failed_")): code for name, code in noted(self.notes, "failed_*").items()}
 
     def last_words(self, rank: int) -> str:
         """Return the end of what a rank printed; nothing for rank 0, which prints where the supervisor does."""
@@ -54,10 +53,10 @@ class Attempt:
 
     def failures(self) -> dict[int, int]:
         """Return exit codes by rank, -n for signal n, of ranks that failed by themselves."""
-        found = noted(self.notes, "failures").get("failures", {})
+        found = {int(rank): code for rank, code in noted(self.notes, "failures").get("failures", {}).items()}
         # The agent ends the others by SIGTERM when one has failed.
-        own = {int(rank): code for rank, code in found.items() if code != -signal.SIGTERM}
-        return own or {int(rank): code for rank, code in found.items()}
+        own = {rank: code for rank, code in found.items() if code != -signal.SIGTERM}
+        return own or self.failed() or found
 
     def kill(self) -> None:
         """Kill the agent and every rank, and wait until they are gone.

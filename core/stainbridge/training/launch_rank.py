@@ -23,10 +23,10 @@ def main() -> None:
     sys.argv = sys.argv[1:]
     try:
         runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
-    except SystemExit as leaving:
+    except BaseException as leaving:
         # Noted before the process ends: the others fail when it does, and torchrun may see them first.
-        if leaving.code == REFUSED:
-            note(f"refused_{rank}", rank)
+        if code := leaving.code if isinstance(leaving, SystemExit) else 1:
+            note(f"failed_{rank}", code if isinstance(code, int) else 1)
         raise
 
 
