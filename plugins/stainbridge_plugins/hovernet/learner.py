@@ -18,6 +18,7 @@ from stainbridge.torchkit.training import EMA, LearnerSettings, resolve_precisio
 from .augment import recoloured
 from .losses import Axes, total
 from .network import Design, Mode, build
+from .postprocessing import Normalisation
 from .targets import distance_maps, middle
 
 if TYPE_CHECKING:
@@ -53,6 +54,10 @@ class Training(LearnerSettings):
     recolour: bool = Field(True, description="vary colours, sharpness and noise")
     gradient: Axes = Field(
         "original", description="derivatives compared: across each map's axis as in the original, or along it"
+    )
+    normalisation: Normalisation = Field(
+        "fixed",
+        description="of the exported model: a network of a short training has single steep pixels, by which 'original' loses whole tiles",
     )
     slimming: int = Field(1, description="the original's channels are divided by it: 1, 2, 4 or 8")
 
@@ -149,7 +154,8 @@ class HoVerNetLearner:
     def export(self) -> Exported:
         """Return the network's weights under the original's names, and the scale that they are for."""
         tensors = self._network.state_dict() if self._ema is None else self._ema.tensors()
-        return Exported({FILE: {name: copied(tensor) for name, tensor in tensors.items()}}, {"mpp": self._mpp})
+        config = {"mpp": self._mpp, "normalisation": self.settings.normalisation}
+        return Exported({FILE: {name: copied(tensor) for name, tensor in tensors.items()}}, config)
 
     def _enter(self, *, frozen: bool) -> None:
         """Start a phase: with the encoder frozen or free, and an optimiser that knows what learns."""
