@@ -1,17 +1,16 @@
-"""Run the network on windows: by torch, or on a CPU by OpenVINO."""
+"""Run the network on windows."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stainbridge import RGB
-from stainbridge.errors import ConfigError, DeviceUnavailable, MissingExtra, WeightsCorrupt
+from stainbridge.errors import ConfigError, WeightsCorrupt
 from stainbridge.torchkit import (
     AskedPrecision,
     Precision,
@@ -21,13 +20,14 @@ from stainbridge.torchkit import (
     inference_precision,
     resolve_device,
 )
+from stainbridge.torchkit.engines import Engine as EngineName
+from stainbridge.torchkit.engines import engine
 
 if TYPE_CHECKING:
     import torch
 
     from .network import Design
 
-EngineName: TypeAlias = Literal["torch", "openvino"]
 Maps: TypeAlias = NDArray[np.float32]
 """float32 (..., C, H, W). Channels: the type (where there are types), the probability of nucleus, horizontal and vertical distance."""
 
@@ -46,9 +46,9 @@ class Engine:
     Raises
     ------
     ConfigError
-        If OpenVINO is asked to compute in fp16.
+        If OpenVINO is asked to run on a GPU.
     DeviceUnavailable
-        If this machine does not have the device or the precision, or OpenVINO is asked to run on a GPU.
+        If this machine does not have the device or the precision.
     MissingExtra
     """
 
@@ -61,12 +61,17 @@ class Engine:
         precision: AskedPrecision = "fp32",
         batch_size: int = 16,
     ) -> None:
-        chosen = resolve_device(device)
+        torch = import_torch("hovernet")
         self.design: Design = network.design  # type: ignore[assignment]
-        self.precision: Precision = inference_precision(precision, chosen)
-        self._batch_size = batch_size if chosen.type == "cuda" else 1
-        start = _in_torch if name == "torch" else _in_openvino
-        self._run = start(_with_maps(network), chosen, self.precision)
+        self._device = resolve_device(device)
+        self.precision: Precision = inference_precision(precision, self._device)
+        self._batch_size = batch_size if self._device.type == "cuda" else 1
+        # Half precision is faster with channels last; single precision on a CPU is slower by far.
+        self._layout = torch.contiguous_format if self.precision == "fp32" else torch.channels_last
+        module = _with_maps(network).to(self._device, memory_format=self._layout)
+        self._network = engine(module, name, device=self._device, precision=self.precision)
+        # OpenVINO rounds by itself; what autocast rounds would become part of its model.
+        self._mixed = name != "openvino"
 
     def maps(self, windows: RGB, *, file: Path | None = None) -> Maps:
         """Map uint8 (n, w, w, 3), sides as the design's `window_px`, to (n, C, m, m) with its `output_px`.
@@ -76,7 +81,7 @@ class Engine:
         ConfigError, WeightsCorrupt
             If the network gives anything that is not finite: at half precision, or anyway. `file` is where it is from.
         """
-        maps = in_batches(self._run, windows, self._batch_size)
+        maps = in_batches(self._maps, windows, self._batch_size)
         if np.isfinite(maps).all():
             return maps
         if self.precision == "fp16":
@@ -86,9 +91,17 @@ class Engine:
         where = repr(file.name) if file else "The network"
         raise WeightsCorrupt(f"{where} gives values that are not finite; its weights are no good.")
 
+    def _maps(self, windows: RGB) -> Maps:
+        torch = import_torch("hovernet")
+        mixed = autocast(self._device, self.precision) if self._mixed else nullcontext()
+        with torch.inference_mode(), mixed:
+            pixels = torch.from_numpy(windows).to(self._device).permute(0, 3, 1, 2)
+            maps: Maps = self._network(pixels.to(torch.float32, memory_format=self._layout)).cpu().numpy()
+        return maps
+
 
 def _with_maps(network: torch.nn.Module) -> torch.nn.Module:
-    """Return the network from uint8 (n, h, w, 3) to the channels of `Maps`, float32."""
+    """Return the network with its outputs as the channels of `Maps`, float32."""
     torch = import_torch("hovernet")
 
     class WithMaps(torch.nn.Module):  # type: ignore[misc, name-defined]
@@ -96,8 +109,8 @@ def _with_maps(network: torch.nn.Module) -> torch.nn.Module:
             super().__init__()
             self.network = network
 
-        def forward(self, windows: torch.Tensor) -> torch.Tensor:
-            found = self.network(windows.permute(0, 3, 1, 2).float())
+        def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+            found = self.network(pixels)
             nucleus = torch.softmax(found["np"].float(), dim=1)[:, 1:]
             planes = [nucleus, found["hv"].float()]
             if "tp" in found:
@@ -105,62 +118,3 @@ def _with_maps(network: torch.nn.Module) -> torch.nn.Module:
             return torch.cat(planes, dim=1)
 
     return WithMaps().eval()
-
-
-def _in_torch(module: torch.nn.Module, device: torch.device, precision: Precision) -> Callable[[RGB], Maps]:
-    torch = import_torch("hovernet")
-    # Half precision is faster with channels last; single precision on a CPU is slower by far.
-    layout = torch.contiguous_format if precision == "fp32" else torch.channels_last
-    module = module.to(device, memory_format=layout)
-
-    def run(windows: RGB) -> Maps:
-        with torch.inference_mode(), autocast(device, precision):
-            maps: Maps = module(torch.from_numpy(windows).to(device)).cpu().numpy()
-        return maps
-
-    return run
-
-
-def _in_openvino(module: torch.nn.Module, device: torch.device, precision: Precision) -> Callable[[RGB], Maps]:
-    if device.type != "cpu":
-        raise DeviceUnavailable(
-            f"engine 'openvino' runs HoVer-Net on a CPU; the device is {str(device)!r}.\n"
-            "Set engine = 'torch', or pass --device cpu."
-        )
-    try:
-        import openvino
-    except ImportError:
-        raise MissingExtra.of("hovernet with engine 'openvino'", "openvino", "openvino") from None
-    torch = import_torch("hovernet")
-    options = {
-        "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[precision],
-        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-    }
-    compiled = openvino.Core().compile_model(_converted(module), "CPU", options)
-
-    def run(windows: RGB) -> Maps:
-        return np.concatenate([compiled(window[None])[0] for window in windows])
-
-    return run
-
-
-def _converted(module: Any) -> Any:
-    """Return the module as an OpenVINO model for one window at a time.
-
-    Through the frontend and not `openvino.convert_model`, which reports each conversion to its makers where that was agreed to.
-    """
-    import torch
-    from openvino.frontend import FrontEndManager
-    from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
-
-    side = module.network.design.window_px
-    example = torch.zeros(1, side, side, 3, dtype=torch.uint8)
-    with warnings.catch_warnings(), torch.inference_mode():
-        # torch deprecates the format that the frontend takes.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        traced = torch.jit.trace(module, example, check_trace=False)
-        decoder = TorchScriptPythonDecoder(traced)
-        frontend = FrontEndManager().load_by_framework("pytorch")
-        model = frontend.convert(frontend.load(decoder))
-    model.reshape([1, side, side, 3])
-    return model

@@ -81,7 +81,9 @@ class HoVerNet(Segmenter):
         least_probability: float = Field(0.5, gt=0, lt=1, description="a pixel is in a nucleus from this value up")
         edge: float = Field(0.4, gt=0, lt=1, description="a pixel parts two nuclei from this value up")
         least_px: int = Field(10, ge=1, description="smaller pieces of foreground, and cores of nuclei, are left out")
-        engine: EngineName = Field("torch", description="what runs the network: torch, or OpenVINO on a CPU")
+        engine: EngineName = Field(
+            "torch", description="what runs the network: torch, its compiler, or OpenVINO on a CPU"
+        )
         precision: AskedPrecision = Field(
             "fp32", description="fp32, bf16, fp16 (CUDA only), or auto, the fastest that the device has"
         )
