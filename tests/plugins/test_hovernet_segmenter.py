@@ -2,6 +2,7 @@
 
 import importlib.util
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -172,6 +173,26 @@ class TestSameResult:
         for options in ({"workers": 1}, {"workers": 5}, {"batch_size": 3}):
             other = made(files["fast", 3], **options)
             assert_array_equal(other.segment(batch), alone)
+
+    def test_the_network_does_not_wait_for_nuclei_to_be_made(self, files, monkeypatch):
+        """The nuclei of the first tile are only made once the network has begun on the last."""
+        plugin = made(files["fast", 3], workers=1)
+        begun, maps, labels = [], plugin._maps, plugin._labels
+        last = threading.Event()
+
+        def counted(picture):
+            begun.append(picture)
+            if len(begun) == 3:
+                last.set()
+            return maps(picture)
+
+        def waiting(found):
+            assert last.wait(60), "the network waited"
+            return labels(found)
+
+        monkeypatch.setattr(plugin, "_maps", counted)
+        monkeypatch.setattr(plugin, "_labels", waiting)
+        assert plugin.segment(np.stack([picture(100, 4)] * 3)).max() > 0
 
     @pytest.mark.parametrize(("precision", "share"), [("fp32", 0.999), ("bf16", 0.99)])
     def test_openvino_finds_the_same_nuclei(self, files, fast, precision, share):
