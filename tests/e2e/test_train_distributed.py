@@ -11,7 +11,9 @@ import pytest
 
 pytest.importorskip("torch", reason="the torch extra is not installed")
 
+from stainbridge.errors import ConfigError, DeviceUnavailable
 from stainbridge.training import launch
+from stainbridge.training.group import joined
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
@@ -81,6 +83,28 @@ def test_rank_0_is_waited_for_and_does_not_wait_for_ever(tmp_path):
     waited = {path.name: float(path.read_text()) for path in tmp_path.glob("?_by_?")}
     assert waited["0_by_1"] > 5
     assert waited["1_by_0"] < 5
+
+
+class TestDevices:
+    @pytest.fixture(autouse=True)
+    def one_of_four(self, monkeypatch):
+        """Make this process look like one of four ranks of torchrun."""
+        for name, value in {
+            "TORCHELASTIC_RUN_ID": "x",
+            "RANK": "1",
+            "LOCAL_RANK": "1",
+            "LOCAL_WORLD_SIZE": "4",
+        }.items():
+            monkeypatch.setenv(name, value)
+
+    def test_one_gpu_is_not_shared_by_several_processes(self):
+        with pytest.raises(ConfigError, match="4 processes cannot share 'cuda:1'"), joined("cuda:1"):
+            pass
+
+    def test_fewer_gpus_than_processes_are_told(self, monkeypatch):
+        monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+        with pytest.raises(DeviceUnavailable, match="4 processes need 4 GPUs; this machine has 2"), joined("cuda"):
+            pass
 
 
 SHORT = {"epochs": 2, "steps": 6, "checkpoint_steps": 2}
