@@ -5,6 +5,7 @@ Whoever starts the processes initialises the group (`torch.distributed.init_proc
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -35,7 +36,10 @@ def wrapped(module: torch.nn.Module, device: torch.device) -> torch.nn.Module:
     from torch.nn.parallel import DistributedDataParallel
 
     index = None if device.type == "cpu" else [device]
-    found: torch.nn.Module = DistributedDataParallel(module, device_ids=index, broadcast_buffers=False)
+    # Its name since torch 2.13, which warns of the one before.
+    known = inspect.signature(DistributedDataParallel).parameters
+    name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    found: torch.nn.Module = DistributedDataParallel(module, device_ids=index, **{name: False})
     return found
 
 

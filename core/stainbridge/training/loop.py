@@ -53,6 +53,7 @@ class Loop:
     _damaged: set[str] = field(default_factory=set)
     _sums: dict[str, float] = field(default_factory=dict)
     _unread: list[tuple[int, Mapping[str, float]]] = field(default_factory=list)
+    _begun: int = 0
 
     def run(self, kept: Kept | None) -> Standing:
         """Go on from a checkpoint, or begin; return where the training stands in the end.
@@ -65,6 +66,7 @@ class Loop:
             If the disk is full; the checkpoints before stay whole.
         """
         standing = kept.standing if kept else Standing(1, 0, self.steps)
+        self._begun = standing.epoch
         for epoch in range(standing.epoch, self.config.epochs + 1):
             # Before the restoring: what an epoch sets is then as it was in the middle of it.
             self.learner.begin(epoch, self.config.epochs, self.steps)
@@ -81,8 +83,12 @@ class Loop:
         places = {"batch_size": self.config.batch_size, "rank": self.group.rank, "world": self.group.world}
         numbers = [numbers_of(step, **places) for step in range(standing.step, self.steps)]
         batches = feed(self.data, standing.epoch, numbers, workers=self.config.threads)
-        for step, batch in enumerate(batches, standing.step + 1):
-            self._unread.append((step, self.learner.step(batch)))
+        start = standing.step + 1
+        for step, batch in enumerate(batches, start):
+            # The first step compiles networks, where that is asked for, and takes minutes.
+            first = standing.epoch == self._begun and step == start and self.group.rank == 0
+            with alive(self.folder, standing.epoch, step, doing="training", when=first):
+                self._unread.append((step, self.learner.step(batch)))
             self._told(standing.epoch, step)
             if len(self._unread) >= CHUNK or step == self.steps:
                 self._read(standing.epoch)
