@@ -1,7 +1,7 @@
 """What the plugins that run on torch share; torch itself is imported on first use.
 
-Here: device, precision and batch size. The files beside it hold the rest: `normalisation`, `checkpoints`, `generators`, `training`,
-`parallel`.
+Here: device, precision and batch size. The files beside it hold the rest: `normalisation`, `checkpoints`, `generators` with `prepared` and
+`engines`, `training`, `parallel`.
 """
 
 from .devices import (
