@@ -163,7 +163,7 @@ def run_stages(source: Source, stages: Stages, *, he: Source | None = None, prog
     fitted = {"translator": translator, "segmenter": segmenter, "classifier": classifier}
     record = provenance.describe(source, stages.plugins(), config, facts, fitted=fitted)
     if isinstance(he, Translated):
-        record["translation"] = {"mpp": he.mpp, "core_px": he.core_px}
+        record["translation"] = {"mpp": he.mpp, "core_px": he.core_px, "halo_px": he.halo_px, "blend_px": he.blend_px}
     return Result(source, labels, nuclei, he, scores, record)
 
 

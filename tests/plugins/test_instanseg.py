@@ -136,9 +136,9 @@ class TestConstruction:
         with pytest.raises(DeviceUnavailable, match="--device cpu"):
             InstanSeg(device="cuda")
 
-    def test_less_than_fp32_on_a_cpu_is_refused(self, torch):
-        with pytest.raises(DeviceUnavailable, match="'bf16' is for CUDA"):
-            self.make(precision="bf16")
+    def test_half_precision_on_a_cpu_is_refused(self, torch):
+        with pytest.raises(DeviceUnavailable, match="'fp16' is for CUDA"):
+            self.make(precision="fp16")
 
     def test_its_scale_is_the_network_s(self, network):
         network.pixel_size = 0.4

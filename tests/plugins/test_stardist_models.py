@@ -206,8 +206,8 @@ def test_cuda_that_is_absent_is_an_error_that_names_the_way_out(backend, keras_m
 
 
 def test_half_precision_on_a_cpu_is_refused_before_anything_is_computed(keras_models):
-    with pytest.raises(DeviceUnavailable, match="Precision 'bf16' is for CUDA devices"):
-        StarDist(StarDist.Config(model=str(keras_models / "rgb"), precision="bf16"))
+    with pytest.raises(DeviceUnavailable, match="Precision 'fp16' is for CUDA devices"):
+        StarDist(StarDist.Config(model=str(keras_models / "rgb"), precision="fp16"))
 
 
 def test_neither_backend_says_anything(keras_models):

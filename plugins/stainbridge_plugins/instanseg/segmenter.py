@@ -57,7 +57,7 @@ class InstanSeg(Segmenter):
         window_size: int = Field(32, ge=8, le=128, description="how far a nucleus may reach from its seed in pixels")
         cleanup_fragments: bool = Field(True, description="keep only the part that holds the seed, and fill its holes")
         batch_size: int = Field(4, ge=1, le=64, description="tiles at once on a GPU; a CPU takes one")
-        precision: Precision = Field("fp32", description="bf16 and fp16 on CUDA only")
+        precision: Precision = Field("fp32", description="bf16 where the device has it, fp16 on CUDA only")
 
     def __init__(self, config: Config | None = None, **options: Any) -> None:
         super().__init__(config, **options)
