@@ -151,10 +151,17 @@ def _without_folders(config: RunConfig) -> RunConfig:
 
 def _out_of_its_folder(choice: Choice, registries: Sequence[str | Path]) -> tuple[Choice, Sequence[str | Path]]:
     """Return the model of a folder that holds one, and the registries with its own; anything else as it is."""
-    if choice.name in catalog().registry.models or not Path(choice.name).is_dir():
+    listed = catalog()
+    known = {*listed.registry.models, *listed.registry.plugins, *(one.name for one in listed.found)}
+    if choice.name in known or not Path(choice.name).is_dir():
         return choice, registries
     places = [Path(choice.name, "registry.toml"), Path(choice.name, "model", "registry.toml")]
     path = next((place for place in places if place.is_file()), None)
+    if path is None and Path(choice.name, "training.json").is_file():
+        raise ConfigError(
+            f"{choice.name!r} holds a training without a model yet: its first epoch is not finished.\n"
+            "Go on with it: the same `stainbridge train` command with --resume."
+        )
     if path is None:
         return choice, registries
     models = list(Registry.read(path).models)
@@ -163,8 +170,8 @@ def _out_of_its_folder(choice: Choice, registries: Sequence[str | Path]) -> tupl
             f"{path} holds {len(models)} models ({', '.join(models) or 'none'}), so the folder does not say which one.\n"
             f"Name it: --registry {path} and one of its models."
         )
-    known = {Path(one).resolve() for one in registries}
-    return Choice(models[0], choice.config), registries if path.resolve() in known else [*registries, path]
+    named = {Path(one).resolve() for one in registries}
+    return Choice(models[0], choice.config), registries if path.resolve() in named else [*registries, path]
 
 
 def _discover() -> Catalog:

@@ -335,3 +335,15 @@ class TestAFolderThatHoldsAModel:
     def test_is_nothing_special_without_a_registry_file(self, tmp_path):
         with pytest.raises(UnknownPlugin, match="No model is named"):
             discovery.build("segmenter", str(tmp_path))
+
+    def test_does_not_take_the_place_of_a_plugin_of_its_name(self, folder, monkeypatch):
+        run = folder("baseline/mine")
+        run.rename(run.with_name("baseline"))
+        monkeypatch.chdir(run.parent)
+        assert resolved(RunConfig(segmenter="baseline")).segmenter.name == "baseline"
+        assert resolved(RunConfig(segmenter="./baseline")).segmenter.name == "baseline/mine"
+
+    def test_may_have_no_model_yet(self, tmp_path):
+        (tmp_path / "training.json").write_text("{}")
+        with pytest.raises(ConfigError, match=r"a training without a model yet.*\n.*--resume"):
+            discovery.build("translator", str(tmp_path))

@@ -158,7 +158,13 @@ class TestATraining:
     def test_what_it_was_made_from_is_written_down(self, train, pictures):
         folder, told = train()
         record = json.loads((folder / "training.json").read_text())
-        assert record["config"]["learner"] == {"lr": 0.1, "noise": 0.01, "nan_at": None, "pause_s": 0.0}
+        assert record["config"]["learner"] == {
+            "lr": 0.1,
+            "noise": 0.01,
+            "nan_at": None,
+            "breaks_at": None,
+            "pause_s": 0.0,
+        }
         assert record["software"]["libraries"]["numpy"] == np.__version__
         assert len((folder / "data.csv").read_text().splitlines()) == 1 + 6
         assert any("ihc: 3 pictures" in one and "he: 3 pictures" in one for one in told)
@@ -361,6 +367,12 @@ class TestWhatGoesWrong:
             train(learner={"nan_at": 3}, checkpoint_steps=4)
         assert not list((tmp_path / "run").glob("checkpoints/epoch*"))
 
+    def test_weights_that_the_last_step_of_an_epoch_broke_are_not_kept(self, train, tmp_path):
+        with pytest.raises(TrainingDiverged, match=r"'gain' holds NaN or infinity after epoch 2, step 5 of 5"):
+            train(learner={"breaks_at": 10}, checkpoint_steps=None)
+        names = [path.name for path in (tmp_path / "run").glob("checkpoints/*")]
+        assert names == ["epoch_0001"]
+
     @pytest.mark.parametrize("nth", [1, 3, 5])
     def test_a_full_disk_at_a_checkpoint_leaves_the_one_before_whole(self, train, tmp_path, monkeypatch, nth):
         calls = []
@@ -498,6 +510,21 @@ class TestCheckpoints:
                 at._read(path.parent.name)
         path.write_bytes(whole)
         assert at.newest() is not None
+
+    def test_a_damaged_file_of_another_rank_is_found_by_the_first(self, tmp_path):
+        self.kept(tmp_path)
+        folder = tmp_path / "checkpoints" / "epoch_0002_step_000003"
+        state = json.loads((folder / "state.json").read_text())["state"]
+        own = write_tensors(folder / "rank_1.safetensors", {"pool": np.arange(6.0)}).to_dict()
+        state["ranks"].append({"tensors": own, "names": ["pool"], "values": {}})
+        (folder / "state.json").write_text(checkpoints._sealed(state))
+        two = Checkpoints(tmp_path, "mark", Membership(0, 2, "cpu"))
+        assert two._read(folder.name).standing.epoch == 2
+        data = bytearray((folder / "rank_1.safetensors").read_bytes())
+        data[-1] ^= 1
+        (folder / "rank_1.safetensors").write_bytes(data)
+        with pytest.raises(WeightsCorrupt, match="rank_1"):
+            two._read(folder.name)
 
     def test_one_of_another_training_is_refused(self, tmp_path):
         self.kept(tmp_path)

@@ -18,11 +18,12 @@ FILE = "gain.safetensors"
 
 
 class Training(PluginConfig):
-    """Settings of the learner; `nan_at` and `pause_s` are for tests."""
+    """Settings of the learner; `nan_at` (a loss), `breaks_at` (the weights, after the loss) and `pause_s` are for tests."""
 
     lr: float = 0.1
     noise: float = 0.01
     nan_at: int | None = None
+    breaks_at: int | None = None
     pause_s: float = 0.0
 
 
@@ -50,7 +51,10 @@ class TintLearner:
         error = ihc * self.gain - target + self.settings.noise * self.rng.standard_normal(3)
         self.gain = (self.gain - self.rate * error).astype(np.float32)
         loss = float(np.square(error).mean())
-        return {"colour": float("nan") if self.steps == self.settings.nan_at else loss, "gain": float(self.gain.mean())}
+        mean = float(self.gain.mean())
+        if self.steps == self.settings.breaks_at:
+            self.gain = np.full(3, np.nan, np.float32)
+        return {"colour": float("nan") if self.steps == self.settings.nan_at else loss, "gain": mean}
 
     def snapshot(self):
         values = {"steps": self.steps, "rate": self.rate, "rng": self.rng.bit_generator.state}

@@ -246,7 +246,7 @@ class TestOptions:
         one = small(channels_last=True)
         one.step(batches(1)[0])
         found = one.export()
-        assert found.config == {"mpp": 0.25, "tile_px": SIDE}
+        assert found.config == {"mpp": 0.25, "tile_px": SIDE, "halo_px": SIDE // 8, "blend_px": SIDE // 8}
         save_file(dict(found.files["generator.safetensors"]), tmp_path / "generator.safetensors")
         network = generator(channels=8, blocks=2)
         network.load_state_dict(load_file(tmp_path / "generator.safetensors"))

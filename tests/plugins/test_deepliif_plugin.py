@@ -118,11 +118,12 @@ class TestOnePass:
         assert len(result.nuclei.label) == pytest.approx(len(positive), rel=0.15)
         assert result.nuclei.positive.mean() == pytest.approx(positive.mean(), abs=0.1)
 
-    def test_tiles_of_a_larger_picture_are_computed_once_each(self, model, computed):
+    def test_tiles_of_a_larger_picture_are_computed_once_each_and_few_again(self, model, computed):
         ihc, _, _ = nuclei((900, 1300), seed=1)
         segmenter, classifier = pair(model)
         result = run(ihc, segmenter=segmenter, classifier=classifier, mpp=0.25)
-        assert computed == [1] * tiles_read((900, 1300))
+        # Pieces at the rim of a window that look like no known nucleus are asked about again.
+        assert tiles_read((900, 1300)) <= sum(computed) <= 1.25 * tiles_read((900, 1300))
         again = run(ihc, segmenter=segmenter, classifier=pair(model, classifier={"reuse": False})[1], mpp=0.25)
         assert np.array_equal(again.nuclei.label, result.nuclei.label)
         assert np.array_equal(again.nuclei.positive, result.nuclei.positive)
@@ -168,6 +169,33 @@ class TestOnePass:
         first = np.unique(labels[window])[1:]
         same = (p[pairs.j] >= 0.5) == positive[first[pairs.i] - 1]
         assert same[pairs.n_ij > 30].mean() > 0.95
+
+    def test_an_unknown_nucleus_at_the_border_is_not_called_as_one_of_another_colour(self, model, computed):
+        ihc, labels, positive = nuclei((512, 512), seed=5)
+        segmenter, classifier = pair(model)
+        found = segmenter.segment(ihc[None])[0]
+        brown = np.unique(found[np.isin(labels, 1 + np.flatnonzero(positive))])
+        only = np.where(np.isin(found, brown[brown > 0]), found, 0)
+        other = ihc.copy()
+        other[:24, 200:240] = (120, 150, 210)  # a blue nucleus that nobody has seen
+        only[:24, 200:240] = only.max() + 1
+        before = len(computed)
+        _, only = np.unique(only, return_inverse=True)
+        p = classifier.classify(other, only.reshape(found.shape).astype(np.int32))
+        assert len(computed) == before + 1
+        alone = pair(model, classifier={"reuse": False})[1].classify(other, only.reshape(found.shape).astype(np.int32))
+        assert p[-1] == alone[-1]
+
+    def test_a_label_over_two_known_nuclei_is_neither(self, model, computed):
+        ihc, _, _ = nuclei((512, 512), seed=6)
+        segmenter, classifier = pair(model)
+        found = segmenter.segment(ihc[None])[0]
+        merged = (found + 1) // 2
+        before = len(computed)
+        p = classifier.classify(ihc, merged.astype(np.int32))
+        alone = pair(model, classifier={"reuse": False})[1].classify(ihc, merged.astype(np.int32))
+        assert len(computed) >= before
+        assert np.mean((p >= 0.5) == (alone >= 0.5)) > 0.95
 
     def test_networks_are_in_memory_once_and_gone_with_their_plugins(self, model):
         segmenter, classifier = pair(model, seed=99)
@@ -357,9 +385,9 @@ class TestRealPictures:
             else True
         )
 
-    def test_a_picture_of_several_tiles_is_computed_once(self, model, computed):
+    def test_a_picture_of_several_tiles_is_computed_once_but_for_a_few(self, model, computed):
         roi = picture(DATA / "large_ROI_7.png")
         segmenter, classifier = pair(model)
         result = run(roi, segmenter=segmenter, classifier=classifier, mpp=0.25)
-        assert sum(computed) == tiles_read(roi.shape[:2])
+        assert tiles_read(roi.shape[:2]) <= sum(computed) <= 1.25 * tiles_read(roi.shape[:2])
         assert len(result.nuclei.label) > 100

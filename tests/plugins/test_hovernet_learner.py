@@ -143,16 +143,44 @@ class TestBadInput:
 
     def test_a_start_that_is_another_network(self, tmp_path):
         torch.save({"model.1.weight": torch.zeros(3)}, tmp_path / "other.pth")
-        with pytest.raises(ConfigError, match=r"'other.pth' cannot be started from: it has no 'd0"):
+        with pytest.raises(ConfigError, match=r"'other.pth' cannot be started from: it has no 'conv0"):
             made(start=tmp_path / "other.pth")
 
-    def test_a_start_is_taken_over(self, tmp_path):
+    def test_a_start_of_the_other_mode_is_refused(self, tmp_path):
+        other = learner(Training(**SMALL, mode="original"), device="cpu", seed=0, mpp=0.25, patch_px=270)
+        torch.save({"desc": other._network.state_dict()}, tmp_path / "original.tar")
+        with pytest.raises(ConfigError, match=r"it has no 'decoder\.np\.u3\.conva\.weight' of this mode and width"):
+            made(start=tmp_path / "original.tar")
+
+
+class TestStart:
+    def started(self, path):
+        return learner(Training(**SMALL, start=path), device="cpu", seed=99, mpp=0.25, patch_px=256)
+
+    @pytest.mark.parametrize("part", ["encoder", "all"])
+    def test_a_file_of_the_original_is_taken_over(self, tmp_path, part):
         first = made()
-        torch.save(
-            {f"module.{name}": tensor for name, tensor in first._network.state_dict().items()}, tmp_path / "first.pth"
+        state = {
+            f"module.{name}": tensor
+            for name, tensor in first._network.state_dict().items()
+            if (part == "all" or not name.startswith(("decoder", "conv_bot")))
+            and not name.endswith("num_batches_tracked")
+        }
+        torch.save({"desc": state}, tmp_path / "first.tar")
+        before, after = first.snapshot().tensors, self.started(tmp_path / "first.tar").snapshot().tensors
+        taken = {name for name in before if name.startswith("network") and torch.equal(before[name], after[name])}
+        assert {"network/conv0./.weight", "network/d3.shortcut.weight"} < taken
+        assert ("network/decoder.np.u3.conva.weight" in taken) == (part == "all")
+
+    def test_an_export_of_ours_is_taken_over_and_may_get_types(self, tmp_path):
+        from safetensors.torch import save_file
+
+        first = made()
+        save_file(dict(first.export().files["hovernet.safetensors"]), tmp_path / "own.safetensors")
+        typed = learner(
+            Training(**SMALL, types=3, start=tmp_path / "own.safetensors"), device="cpu", seed=9, mpp=0.25, patch_px=256
         )
-        second = learner(Training(**SMALL, start=tmp_path / "first.pth"), device="cpu", seed=99, mpp=0.25, patch_px=256)
         assert torch.equal(
-            first.snapshot().tensors["network/d3.shortcut.weight"],
-            second.snapshot().tensors["network/d3.shortcut.weight"],
+            typed.snapshot().tensors["network/decoder.hv.u0.conv.weight"],
+            first.snapshot().tensors["network/decoder.hv.u0.conv.weight"],
         )

@@ -221,7 +221,7 @@ class TestOptions:
         one = small(light=False, channels_last=True)
         one.step(batches(1)[0])
         found = one.export()
-        assert found.config == {"mpp": 0.25, "tile_px": SIDE}
+        assert found.config == {"mpp": 0.25, "tile_px": SIDE, "halo_px": SIDE // 8, "blend_px": SIDE // 8}
         network = generator(channels=8, blocks=1, size=SIDE)
         network.load_state_dict(dict(found.files["generator.safetensors"]))
         x = torch.rand(1, 3, SIDE, SIDE)

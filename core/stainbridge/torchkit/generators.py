@@ -43,7 +43,7 @@ class GeneratorSettings(PluginConfig):
     path: Path | None = Field(None, description="a generator from a file of your own: .safetensors, .pth or .pt")
     mpp: float = Field(0.25, gt=0, description="micrometres per pixel that it was trained at")
     tile_px: int | None = Field(
-        256, ge=MULTIPLE_OF, description="side of its tiles, halo included, as in training; none: any size"
+        256, ge=MULTIPLE_OF, description="side of its tiles, halo included, as in training; from Python, None: any size"
     )
     halo_px: int = Field(16, ge=0, description="context of a tile that is cut off or blended, on each side")
     blend_px: int = Field(16, ge=0, description="on either side of a border between tiles, one fades into the other")

@@ -159,6 +159,9 @@ class Checkpoints:
                 f"{str(folder)!r} is of {len(state['ranks'])} processes, and there are {self.group.world}."
             )
         rank, own = self.group.rank, state["ranks"][self.group.rank]
+        for other in range(1, self.group.world) if rank == 0 else ():
+            # What one rank cannot read none may take; these files hold only what differs from rank 0.
+            read_tensors(folder / _file_of(other), state["ranks"][other]["tensors"])
         tensors = read_tensors(folder / _file_of(0), state["ranks"][0]["tensors"])
         if rank:
             tensors |= read_tensors(folder / _file_of(rank), own["tensors"])

@@ -6,7 +6,7 @@ import csv
 import fnmatch
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -109,16 +109,13 @@ class LabelledData(Data):
         )
 
 
-def open_data(
-    config: TrainConfig, lesson: Lesson, *, hashed: bool = True, beat: Callable[[], None] = lambda: None
-) -> Data:
+def open_data(config: TrainConfig, lesson: Lesson, *, hashed: bool = True) -> Data:
     """Open the pictures that a training names.
 
     Parameters
     ----------
     lesson : kind of batch that the learner takes
     hashed : hash the files too
-    beat : called after each file
 
     Raises
     ------
@@ -132,7 +129,6 @@ def open_data(
         Memory(config.memory_mb << 20),
         config.threads,
         hashed=hashed,
-        beat=beat,
     )
     if lesson == "labelled":
         return LabelledData(open_truths(config.pictures, config.pictures_mpp, opening), config)

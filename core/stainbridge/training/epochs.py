@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
+from ..errors import ContractViolation, TrainingDiverged, WeightsCorrupt
 from ..interfaces import Learner, Plugin
 from ..io import atomic_write
 from ..loading import Found
@@ -87,8 +88,14 @@ class Finish:
             return {}, {"epoch": float(epoch)}
         if epoch % self.config.watch.every and epoch < self.config.epochs:
             return {}, best
-        plugin = built(self.found, dict(exported.config), files, self.device)
-        seen = dict(self.watcher.watch(plugin, learner, epoch))
+        try:
+            plugin = built(self.found, dict(exported.config), files, self.device)
+            seen = dict(self.watcher.watch(plugin, learner, epoch))
+        except (ContractViolation, WeightsCorrupt) as error:
+            raise TrainingDiverged(
+                f"The network of epoch {epoch} cannot be used: {str(error).splitlines()[0]}\n"
+                "Start again in another folder with a lower learning rate, or in single precision."
+            ) from error
         better = self.watcher.is_better(seen, best)
         return seen, {"epoch": float(epoch), **seen} if better else best
 

@@ -45,9 +45,17 @@ class ModelFacts:
     def of(cls, config: TrainConfig, folder: Path) -> ModelFacts:
         """Return the facts of the model that is trained into `folder`."""
         variant = config.name or _variant(os.path.basename(os.path.abspath(folder)))
-        named = [os.path.basename(os.path.abspath(one)) for one in (*config.ihc, *config.he, *config.pictures)]
+        named = [_dataset(one) for one in (*config.ihc, *config.he, *config.pictures)]
         training = config.datasets or tuple(dict.fromkeys(named))
         return cls(config.plugin, variant, config.licence, config.commercial, training)
+
+
+def _dataset(place: Path) -> str:
+    """Return the name of a folder or file, or for a pattern that of the folder it starts from."""
+    place = Path(os.path.abspath(place))
+    while re.search(r"[*?\[]", place.name):
+        place = place.parent
+    return place.name
 
 
 def write_model(folder: Path, exported: Exported, facts: ModelFacts, summary: str) -> dict[str, Path]:

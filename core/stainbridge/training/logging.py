@@ -98,10 +98,6 @@ class Log:
             self._run.figure(grid, name=GRID, step=epoch)
         self._note(self._tracker.flush())
 
-    def artifact(self, path: Path, folder: str = "") -> None:
-        """Log a file that is finished; it has to stay where it is."""
-        self._run.artifact(path, folder)
-
     def model(self, folder: Path, name: str, tags: Mapping[str, str]) -> None:
         """Log the folder of the model and register it as `name`, one version for each training.
 

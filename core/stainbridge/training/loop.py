@@ -17,6 +17,7 @@ from .logging import Log
 from .pulse import alive
 from .settings import TrainConfig
 from .sources import Told
+from .tensors import not_finite
 
 CHUNK = 25
 """Losses are read after so many steps: on a GPU each reading waits for it."""
@@ -111,8 +112,13 @@ class Loop:
 
     def _saved(self, standing: Standing, step: int) -> Standing:
         standing = replace(standing, step=step, sums=dict(self._sums))
+        snapshot = self.learner.snapshot()
+        broken = not_finite(snapshot.tensors)
+        if broken:
+            # The loss of a step is from before its update: what the last update broke shows in the weights alone.
+            raise TrainingDiverged(self._diverged(f"{broken!r} holds NaN or infinity after", standing.epoch, step))
         with alive(self.folder, standing.epoch, step, doing="writing a checkpoint", when=self.group.rank == 0):
-            self.checkpoints.write(standing, self.learner.snapshot())
+            self.checkpoints.write(standing, snapshot)
         if self.group.rank == 0:
             self._prune(standing)
         return standing
@@ -137,13 +143,13 @@ class Loop:
             values = {name: float(value) for name, value in losses.items()}
             for name, value in values.items():
                 if not math.isfinite(value):
-                    raise TrainingDiverged(self._diverged(name, value, epoch, step))
+                    raise TrainingDiverged(self._diverged(f"The loss {name!r} became {value} in", epoch, step))
                 self._sums[name] = self._sums.get(name, 0.0) + value
             if self.group.rank == 0:
                 self.log.step(values, number)
         self._unread = []
 
-    def _diverged(self, name: str, value: float, epoch: int, step: int) -> str:
+    def _diverged(self, what: str, epoch: int, step: int) -> str:
         names = self.checkpoints.names()
         last = (
             f"The last good checkpoint is {str(self.checkpoints.folder / names[-1])!r}"
@@ -151,7 +157,7 @@ class Loop:
             else "There is no checkpoint yet"
         )
         return (
-            f"The loss {name!r} became {value} in epoch {epoch}, step {step} of {self.steps} "
+            f"{what} epoch {epoch}, step {step} of {self.steps} "
             f"(step {(epoch - 1) * self.steps + step} of the training).\n"
             f"{last}. Start again in another folder with a lower learning rate, or in single precision."
         )

@@ -154,11 +154,9 @@ class _Training:
             best = standing.best or {"epoch": float(standing.epoch)}
             if self._first:
                 tags = {"licence": facts.licence, "plugin": facts.plugin, "data": ", ".join(facts.training)}
-                log.model(
-                    self.folder / MODEL,
-                    facts.name,
-                    {**tags, **{f"best.{key}": f"{value:g}" for key, value in best.items()}},
-                )
+                tags |= {f"best.{key}": f"{value:g}" for key, value in best.items()}
+                with alive(self.folder, standing.epoch, steps, doing="sending the model"):
+                    log.model(self.folder / MODEL, facts.name, tags)
                 write_json(self.folder / RESULT, {"best": dict(best), "epochs": self.config.epochs})
         self.group.meet()
         return self._trained(facts, best)
@@ -218,7 +216,9 @@ class _Training:
         except BaseException as error:
             self._told(log.close("FAILED" if isinstance(error, Exception) else "KILLED"))
             raise
-        self._told(log.close())
+        with alive(self.folder, config.epochs, steps, doing="sending what is left", when=self._first and steps > 0):
+            message = log.close()
+        self._told(message)
 
     def _told(self, message: str | None) -> None:
         if message:
@@ -241,7 +241,9 @@ class _Training:
             log=log,
             tell=self.tell,
         )
-        return loop.run(checkpoints.newest(lambda message: self.tell("", 0, 0, message)))
+        with alive(self.folder, 0, 0, doing="reading the checkpoint", when=self._first):
+            kept = checkpoints.newest(lambda message: self.tell("", 0, 0, message))
+        return loop.run(kept)
 
     def _watcher(self, data: Data) -> Watching | None:
         if not self._first or not self.config.watch.every:

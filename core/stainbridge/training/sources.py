@@ -73,7 +73,6 @@ class Opening:
     memory : for decoded pictures
     workers : threads
     hashed : whether files are hashed
-    beat : called now and then
     """
 
     mpp: float
@@ -82,7 +81,6 @@ class Opening:
     memory: Memory
     workers: int = 1
     hashed: bool = True
-    beat: Callable[[], None] = field(default=lambda: None)
 
 
 @dataclass(frozen=True)
@@ -256,9 +254,7 @@ def _in_threads(
 ) -> Iterator[U]:
     pool = ThreadPoolExecutor(opening.workers, thread_name_prefix="opening")
     try:
-        for one in pool.map(attempt, files):
-            opening.beat()
-            yield one
+        yield from pool.map(attempt, files)
     finally:
         pool.shutdown(cancel_futures=True)
 

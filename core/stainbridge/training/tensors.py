@@ -51,6 +51,18 @@ class Written:
         return {"file": self.file, "size": self.size, "sha256": self.sha256}
 
 
+def not_finite(tensors: Mapping[str, Any]) -> str | None:
+    """Return the name of the first tensor, of numpy or of torch, that holds NaN or infinity; None where there is none."""
+    for name, tensor in tensors.items():
+        if isinstance(tensor, np.ndarray):
+            bad = tensor.dtype.kind == "f" and not np.isfinite(tensor).all()
+        else:
+            bad = tensor.is_floating_point() and not bool(tensor.isfinite().all())
+        if bad:
+            return name
+    return None
+
+
 def write_tensors(path: Path, tensors: Mapping[str, Any]) -> Written:
     """Write torch tensors and numpy arrays by name, and return the file with the hash of what was written.
 

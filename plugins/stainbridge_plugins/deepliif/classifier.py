@@ -20,6 +20,9 @@ from .engine import HALO_PX, open_engine
 from .recognition import Traits
 from .settings import NetworkSettings
 
+_ALIKE_GREY_LEVELS = 30.0
+"""Root of the mean squared difference of two mean colours up to which a piece of a nucleus counts as one of a known nucleus."""
+
 
 class DeepLIIFCalls(PositivityClassifier):
     """Calls a nucleus positive where at least half of its counted pixels are, in the segmentation of DeepLIIF.
@@ -100,12 +103,15 @@ class DeepLIIFCalls(PositivityClassifier):
         return traits.p_positive if limit is None else np.where(traits.marker > limit, 1.0, traits.p_positive)
 
     def _completed(self, ihc: RGB, labels: LabelMap, traits: Traits) -> Traits:
-        """Return traits of all nuclei: those that are not known by the networks, or by colour where the window cuts them."""
+        """Return traits of all nuclei: those that are not known by the networks, or as pieces, or by colour, where the window cuts them."""
         missing = ~traits.known
-        if traits.known.any():
+        if self.config.reuse:
+            # Windows hold the nuclei in question whole, and beside them pieces of others, which are not worth a pass of the networks.
             cut = missing & _at_rim(labels, len(missing))
-            traits = _by_colour(ihc, labels, traits, cut)
-            missing &= ~cut
+            for parts in (self._engine.memory.pieces(ihc, labels), _by_colour(ihc, labels, traits)):
+                taken = cut & parts.known
+                traits = Traits(*(np.where(taken, part, whole) for part, whole in zip(parts, traits, strict=True)))
+                cut, missing = cut & ~taken, missing & ~taken
         if not missing.any():
             return traits
         n = len(missing)
@@ -129,20 +135,16 @@ def _at_rim(labels: LabelMap, n: int) -> Mask:
     return touches[1:]
 
 
-def _by_colour(ihc: RGB, labels: LabelMap, traits: Traits, which: Mask) -> Traits:
-    """Return traits with, for the nuclei `which`, those of the known nucleus that is nearest in mean colour.
-
-    Core shows windows that hold the nuclei in question whole, and beside them pieces of others, whose answer it does not use.
-    """
-    if not which.any():
-        return traits
-    n = len(which)
+def _by_colour(ihc: RGB, labels: LabelMap, traits: Traits) -> Traits:
+    """Return for each nucleus the traits of the known one that is nearest in mean colour; not known where none looks alike."""
+    n = len(traits.p_positive)
+    known = np.flatnonzero(traits.known)
+    if not known.size:
+        return _unknown(n)
     inside = labels > 0
     colour = np.stack([np.bincount(labels[inside], ihc[..., c][inside], n + 1)[1:] for c in range(3)], axis=1)
     colour /= np.maximum(np.bincount(labels[inside], minlength=n + 1)[1:], 1)[:, None]
-    known = np.flatnonzero(traits.known)
-    distance = ((colour[which][:, None] - colour[known][None]) ** 2).sum(-1)
+    distance = ((colour[:, None] - colour[known][None]) ** 2).mean(-1)
     nearest = known[distance.argmin(axis=1)]
-    p, marker = traits.p_positive.copy(), traits.marker.copy()
-    p[which], marker[which] = p[nearest], marker[nearest]
-    return Traits(p, marker)
+    alike = distance.min(axis=1) <= _ALIKE_GREY_LEVELS**2
+    return Traits(*(np.where(alike, of[nearest], np.nan) for of in traits))

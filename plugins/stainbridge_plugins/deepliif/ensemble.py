@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stainbridge import RGB
+from stainbridge.errors import ContractViolation
 from stainbridge.torchkit import autocast, import_torch, in_batches, resolve_device
 
 from .files import MARKER, SEGMENTATIONS, STAIN_OF, ModelFiles
@@ -69,6 +70,8 @@ class Ensemble:
         ------
         DeviceUnavailable
             If one tile does not fit into the memory of the device.
+        ContractViolation
+            If the networks give values that are not finite.
         """
         pictures = np.full((*tiles.shape[:3], 4), _EMPTY, np.uint8)
         seen = [i for i, tile in enumerate(tiles) if not (self._settings.skips_empty and is_empty(tile))]
@@ -82,6 +85,11 @@ class Ensemble:
             pixels = torch.from_numpy(np.ascontiguousarray(tiles.transpose(0, 3, 1, 2))).to(self._device)
             ihc = ((pixels.float() / 255 - 0.5) / 0.5).contiguous(memory_format=self._order)
             seg, marker = self._summed(ihc)
+        if not all(bool(one.isfinite().all()) for one in (seg, marker) if one is not None):
+            raise ContractViolation(
+                f"DeepLIIF gave values that are not finite, in {self._settings.precision}.\n"
+                "Set precision = 'fp32'; if it is that already, the weights are no good."
+            )
         pictures = np.zeros((*tiles.shape[:3], 4), np.uint8)
         pictures[..., :3] = _as_picture(seg)
         if marker is not None:

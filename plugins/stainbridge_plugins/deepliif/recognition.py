@@ -17,6 +17,7 @@ from .cells import Mask
 _SLOTS = 1 << 23
 _LANDMARKS = 8
 _LEAST_SHARE = 0.5
+_SIZE_TOLERANCE = 0.25
 _HASH_BITS = 40
 _HASH = np.uint64((1 << _HASH_BITS) - 1)
 # Odd constants of splitmix64 (Steele et al. 2014); products wrap at 64 bits.
@@ -36,7 +37,7 @@ class Traits(NamedTuple):
 
 
 class Memory:
-    """Traits of the nuclei that were remembered last, in a table of a fixed size (109 MB) that holds about 400,000.
+    """Traits of the nuclei that were remembered last, in a table of a fixed size (126 MB) that holds about 400,000.
 
     Each nucleus is filed under its landmarks: those 8 of its pixels whose surroundings of 3 x 3 px have the smallest hashes. Of a
     nucleus that lost or gained pixels, about as many landmarks remain as pixels.
@@ -46,6 +47,7 @@ class Memory:
         self._keys = np.zeros(_SLOTS, np.uint64)
         self._p_positive = np.zeros(_SLOTS, np.float32)
         self._marker = np.zeros(_SLOTS, np.uint8)
+        self._area = np.zeros(_SLOTS, np.uint16)
 
     def remember(self, ihc: RGB, labels: LabelMap, traits: Traits) -> None:
         """File the nuclei 1..n of int32 (H, W) `labels` on uint8 (H, W, 3) `ihc`; newer ones replace older ones."""
@@ -54,21 +56,46 @@ class Memory:
         self._keys[slots] = hashes
         self._p_positive[slots] = traits.p_positive[owners]
         self._marker[slots] = traits.marker[owners]
+        self._area[slots] = _areas(labels, len(traits.p_positive))[owners]
 
     def recall(self, ihc: RGB, labels: LabelMap) -> Traits:
-        """Return the traits of the nuclei 1..n, the mean over landmarks; known are those with at least half of their landmarks."""
+        """Return the traits of the nuclei 1..n, the mean over landmarks.
+
+        Known are those that have at least half of their landmarks from nuclei of their own size, give or take a quarter: a label
+        that another method drew over or inside a nucleus is not that nucleus.
+        """
         n = int(labels.max(initial=0))
+        slots, owners, marks = self._found(ihc, labels)
+        own, theirs = _areas(labels, n)[owners].astype(np.float64), self._area[slots].astype(np.float64)
+        alike = np.abs(own - theirs) <= _SIZE_TOLERANCE * np.maximum(own, theirs)
+        slots, owners = slots[alike], owners[alike]
+        hits = np.bincount(owners, minlength=n)
+        return self._means(slots, owners, (hits > 0) & (hits >= _LEAST_SHARE * marks))
+
+    def pieces(self, ihc: RGB, labels: LabelMap) -> Traits:
+        """Return the traits of the nuclei 1..n as parts of remembered ones: one landmark is enough, and sizes may differ."""
+        slots, owners, marks = self._found(ihc, labels)
+        return self._means(slots, owners, np.bincount(owners, minlength=len(marks)) > 0)
+
+    def _found(self, ihc: RGB, labels: LabelMap) -> tuple[NDArray[np.uint64], NDArray[np.int64], NDArray[np.int64]]:
+        """Return the slots of landmarks that are on file, the index of the nucleus of each, and how many landmarks each nucleus has."""
         hashes, owners = _landmarks(ihc, labels)
         slots = hashes & np.uint64(_SLOTS - 1)
         found = self._keys[slots] == hashes
-        slots, theirs = slots[found], owners[found]
-        hits = np.bincount(theirs, minlength=n)
-        known = (hits > 0) & (hits >= _LEAST_SHARE * np.bincount(owners, minlength=n))
+        return slots[found], owners[found], np.bincount(owners, minlength=int(labels.max(initial=0)))
+
+    def _means(self, slots: NDArray[np.uint64], owners: NDArray[np.int64], known: Mask) -> Traits:
+        hits = np.maximum(np.bincount(owners, minlength=len(known)), 1)
         means = [
-            np.where(known, np.bincount(theirs, of[slots], n) / np.maximum(hits, 1), np.nan)
+            np.where(known, np.bincount(owners, of[slots], len(known)) / hits, np.nan)
             for of in (self._p_positive, self._marker)
         ]
         return Traits(*means)
+
+
+def _areas(labels: LabelMap, n: int) -> NDArray[np.uint16]:
+    """Return the pixels of the nuclei 1..n, at most 65,535."""
+    return np.minimum(np.bincount(labels.ravel(), minlength=n + 1)[1 : n + 1], 65_535).astype(np.uint16)
 
 
 def _landmarks(ihc: RGB, labels: LabelMap) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:

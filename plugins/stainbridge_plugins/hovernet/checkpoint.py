@@ -48,8 +48,7 @@ def read_network(
         As `stainbridge.weights.load_state_dict`.
     """
     torch = import_torch("hovernet")
-    wrapped = path.suffix != ".safetensors" and names_early(path, "desc")
-    state = cleaned(load_state_dict(path, sha256, entry="desc" if wrapped else None))
+    state = read_state(path, sha256)
     design = _design(state, path, sha256)
     _check_asked(design, path, mode, types)
     with torch.device("meta"):
@@ -59,6 +58,12 @@ def read_network(
     state |= {name: torch.zeros((), dtype=torch.int64) for name in network.state_dict() if name.endswith(_COUNTER)}
     fit_or_refuse(network, state, path, sha256=sha256, name=f"a HoVer-Net, {described(design)}")
     return network.eval()
+
+
+def read_state(path: Path, sha256: str | None = None) -> dict[str, torch.Tensor]:
+    """Return the tensors of a file by name, whether under "desc" as the original writes them or bare; errors as `read_network`."""
+    wrapped = path.suffix != ".safetensors" and names_early(path, "desc")
+    return cleaned(load_state_dict(path, sha256, entry="desc" if wrapped else None))
 
 
 def described(design: Design) -> str:

@@ -12,10 +12,21 @@ from pydantic import Field
 from stainbridge import Exported, Labelled, Snapshot
 from stainbridge.errors import ConfigError
 from stainbridge.torchkit import autocast, import_torch, parallel, resolve_device
-from stainbridge.torchkit.states import adam, copied, joined, of_network, of_optimiser, part, to_network, to_optimiser
+from stainbridge.torchkit.states import (
+    adam,
+    aligned,
+    copied,
+    joined,
+    of_network,
+    of_optimiser,
+    part,
+    to_network,
+    to_optimiser,
+)
 from stainbridge.torchkit.training import EMA, LearnerSettings, resolve_precision
 
 from .augment import recoloured
+from .checkpoint import read_state
 from .losses import Axes, total
 from .network import Design, Mode, build
 from .postprocessing import Normalisation
@@ -47,7 +58,9 @@ class Training(LearnerSettings):
     lr: float = Field(
         1e-4, gt=0, description="learning rate of Adam; a tenth of it after 25 epochs of a phase, and so on"
     )
-    frozen_epochs: int = Field(0, ge=0, description="epochs at first in which the encoder stays as it is: phase 1")
+    frozen_epochs: int = Field(
+        0, ge=0, description="epochs at first in which d0 to d3 stay as they are, and conv0 learns: phase 1"
+    )
     start: Path | None = Field(
         None, description="checkpoint to start from: of the encoder alone, or of the whole network"
     )
@@ -126,6 +139,7 @@ class HoVerNetLearner:
                 (found["loss"] * share).backward()
             for name, value in found.items():
                 losses[name] = losses.get(name, 0) + value.detach() * share
+        aligned(self._optimiser)
         self._optimiser.step()
         if self._ema is not None:
             self._ema.update()
@@ -204,18 +218,17 @@ def learner(settings: Training, *, device: str, seed: int, mpp: float, patch_px:
 
 
 def _begin_from(network: torch.nn.Module, path: Path) -> None:
-    """Take over what a checkpoint holds of the network: the encoder at least."""
-    from stainbridge.weights import load_state_dict
-
-    state = load_state_dict(path)
-    state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    """Take over what a checkpoint holds of the network: the encoder, and the decoders of nuclei where it has them; types may be new."""
+    state = read_state(path)
     own = network.state_dict()
     known = {name: tensor for name, tensor in state.items() if name in own and own[name].shape == tensor.shape}
-    needed = [name for name in own if name.split(".")[0] in _ENCODER and not name.endswith("num_batches_tracked")]
+    parts = ["conv0.", *(f"{level}." for level in _ENCODER)]
+    parts += [branch for branch in ("decoder.np.", "decoder.hv.") if any(name.startswith(branch) for name in state)]
+    needed = [name for name in own if name.startswith(tuple(parts)) and not name.endswith("num_batches_tracked")]
     missing = [name for name in needed if name not in known]
     if missing:
         raise ConfigError(
-            f"{path.name!r} cannot be started from: it has no {missing[0]!r} of HoVer-Net's encoder with this width "
-            f"(and {len(missing) - 1} more are missing).\nName a checkpoint of HoVer-Net or of its encoder."
+            f"{path.name!r} cannot be started from: it has no {missing[0]!r} of this mode and width "
+            f"(and {len(missing) - 1} more do not fit).\nName a checkpoint of HoVer-Net in the same mode, or of its encoder alone."
         )
     network.load_state_dict({**own, **known})

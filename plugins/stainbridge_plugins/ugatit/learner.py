@@ -98,7 +98,8 @@ class UGATITLearner:
                 f"{least} px or more; found {patch_px}.\nSet patch_px = 256, as the original."
             )
         self.settings = settings
-        self._exported = {"mpp": mpp, "tile_px": patch_px}
+        rim_px = min(16, patch_px // 8)
+        self._exported = {"mpp": mpp, "tile_px": patch_px, "halo_px": rim_px, "blend_px": rim_px}
         place = resolve_device(device)
         self.ensemble = Ensemble(
             _networks(settings, seed, patch_px),
