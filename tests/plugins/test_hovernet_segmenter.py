@@ -76,8 +76,10 @@ class TestContract:
         """Steep gradients at the strip's border are the new extremes, and all others are measured against them."""
         (check,) = [check for check in checks_for("segmenter") if check.name == "does_not_depend_on_the_window"]
         report = run_check(check, Subject.of(made(files["fast", 3])))
-        assert not report.ok
-        assert "95% is the least" in report.message
+        assert (report.outcome, report.message) == (
+            "expected failure",
+            "the original measures gradients against the extremes of each tile",
+        )
 
     def test_mode_original_finds_the_synthetic_nuclei(self, files):
         (check,) = [check for check in checks_for("segmenter") if check.name == "finds_the_synthetic_nuclei"]
