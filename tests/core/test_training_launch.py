@@ -242,7 +242,9 @@ class TestSignals:
         def start(text):
             first, again = script(text)
             call = f"keep_going({first}, {again}, {str(folder)!r})"
-            code = f"import sys, alone; from stainbridge.training.launch import keep_going; sys.exit({call})"
+            # A shell may have started the tests with signals ignored, and what is ignored stays so.
+            heard = "[signal.signal(n, signal.SIG_DFL) for n in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)]"
+            code = f"import signal, sys, alone; {heard}; from stainbridge.training.launch import keep_going; sys.exit({call})"
             started.append(subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE))
             wait_until(lambda: len(ranks(folder)) == 2)
             return started[0]

