@@ -156,7 +156,9 @@ def watched(line: Sequence[str], run: Path, faults: Sequence[Fault] = ()) -> See
 
 def family(root: int) -> dict[int, str]:
     """Return the command lines of a process's descendants, by id; those that wait to be reaped are none."""
-    listing = subprocess.run(["ps", "-A", "-ww", "-o", "pid=,ppid=,stat=,args="], capture_output=True, text=True, check=True)
+    listing = subprocess.run(
+        ["ps", "-A", "-ww", "-o", "pid=,ppid=,stat=,args="], capture_output=True, text=True, check=True
+    )
     rows = [line.split(None, 3) for line in listing.stdout.splitlines()]
     found: dict[int, str] = {}
     generation = {root}
