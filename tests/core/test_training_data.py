@@ -369,11 +369,12 @@ class TestChanges:
         square = {np.rot90(one, turn).tobytes() for one in (patch, np.fliplr(patch)) for turn in range(4)}
         assert found == square
 
-    def test_resizing_is_pillows_bicubic_and_the_cut_lies_anywhere(self):
+    @pytest.mark.parametrize("by", ["bicubic", "bilinear"])
+    def test_resizing_is_pillows_and_the_cut_lies_anywhere(self, by):
         patch = ihc(side=32)
-        large = np.asarray(Pillow.fromarray(patch).resize((40, 40), Pillow.Resampling.BICUBIC))
+        large = np.asarray(Pillow.fromarray(patch).resize((40, 40), Pillow.Resampling[by.upper()]))
         cuts = {large[y : y + 32, x : x + 32].tobytes(): (y, x) for y in range(9) for x in range(9)}
-        cutting = replace(CUTTING, resize_px=40)
+        cutting = replace(CUTTING, resize_px=40, resize_by=by)
         places = [cuts[changed((patch,), cutting, np.random.default_rng(seed))[0].tobytes()] for seed in range(200)]
         assert {y for y, _ in places} == {x for _, x in places} == set(range(9))
 

@@ -249,7 +249,8 @@ class TestFiles:
         found = watcher.watch(Restaining(), learner, 3)
         assert learner.seen == (1, SIDE_PX, SIDE_PX, 3)
         with Pillow.open(tmp_path / "grids" / "epoch_0003.png") as grid:
-            assert grid.size == (20 + 2 * (CELL_PX + 4), 40 + 3 * (CELL_PX + 4))
+            assert grid.width == 20 + 2 * (CELL_PX + 4)
+            assert (grid.height - 3 * (CELL_PX + 4)) % 20 == 0
         kept = json.loads((tmp_path / "selection.json").read_text())
         assert kept["best_epoch"] == 3
         assert kept["epochs"] == [{"epoch": 3, **found}]
@@ -504,6 +505,19 @@ class TestGrid:
         assert pixels[50 + step, 30 + step].tolist() == [255, 255, 255]
         assert pixels[40 + CELL_PX // 2 + 5, 30].tolist() == [255, 255, 255]  # a wide picture is not stretched
         assert pixels[:40].min() < 100  # the text
+
+    def test_a_long_title_takes_as_many_lines_as_it_needs(self, tmp_path):
+        picture = {"one": [np.full((64, 64, 3), 90, np.uint8)]}
+        title = "   ".join(f"value_{number} 0.123" for number in range(12))
+        with (
+            Pillow.open(write_grid(tmp_path / "a.png", picture, title="t")) as short,
+            Pillow.open(write_grid(tmp_path / "b.png", picture, title=title)) as long,
+        ):
+            assert long.width == short.width
+            lines, rest = divmod(long.height - short.height, 20)
+            assert (lines >= 2, rest) == (True, 0)
+            margin = np.asarray(long.convert("L"))[:, -3:]
+            assert margin[: (lines + 2) * 20].min() == 255  # nothing runs over the edge
 
     def test_a_letter_that_the_font_lacks_is_no_error(self, tmp_path):
         assert write_grid(tmp_path / "g.png", {"µ": [np.zeros((4, 4, 3), np.uint8)]}, title="日本").exists()

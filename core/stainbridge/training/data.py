@@ -218,7 +218,9 @@ def _split(opened: Opened[U], config: TrainConfig) -> tuple[Sequence[U], Sequenc
 
 
 def _cutting(config: TrainConfig) -> Cutting:
-    return Cutting(config.seed, config.mpp, config.patch_px, config.resize_px, config.flips, config.tissue)
+    return Cutting(
+        config.seed, config.mpp, config.patch_px, config.resize_px, config.flips, config.tissue, config.resize_by
+    )
 
 
 def _stacked(maps: Sequence[NDArray[Any]]) -> NDArray[Any]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,7 +29,7 @@ def write_grid(path: Path, rows: Mapping[str, Sequence[RGB]], *, title: str = ""
     ----------
     path : its folder is made where it is missing
     rows : pictures uint8 (h, w, 3) by the name of the row, one for each column
-    title : a line above
+    title : above, in as many lines as it takes
     captions : a line above each column
 
     Raises
@@ -40,14 +41,17 @@ def write_grid(path: Path, rows: Mapping[str, Sequence[RGB]], *, title: str = ""
     from PIL import ImageDraw, ImageFont
 
     columns = max((len(pictures) for pictures in rows.values()), default=0)
-    top = 2 * _MARGIN_PX
-    size = (_MARGIN_PX + columns * (CELL_PX + _GAP_PX), top + len(rows) * (CELL_PX + _GAP_PX))
-    grid = Pillow.new("RGB", size, _PAPER)
     font = ImageFont.load_default(_TEXT_PX)
+    width = columns * (CELL_PX + _GAP_PX)
+    lines = _lines(_letters(title), lambda text: font.getlength(text) <= width)
+    top = (len(lines) + 1) * _MARGIN_PX
+    grid = Pillow.new("RGB", (_MARGIN_PX + width, top + len(rows) * (CELL_PX + _GAP_PX)), _PAPER)
     draw = ImageDraw.Draw(grid)
-    draw.text((_MARGIN_PX, 2), _letters(title), _INK, font)
+    for number, line in enumerate(lines):
+        draw.text((_MARGIN_PX, number * _MARGIN_PX + 2), line, _INK, font)
     for column, caption in enumerate(captions[:columns]):
-        draw.text((_MARGIN_PX + column * (CELL_PX + _GAP_PX), _MARGIN_PX + 2), _letters(caption), _INK, font)
+        at = (_MARGIN_PX + column * (CELL_PX + _GAP_PX), top - _MARGIN_PX + 2)
+        draw.text(at, _letters(caption), _INK, font)
     for row, (name, pictures) in enumerate(rows.items()):
         y = top + row * (CELL_PX + _GAP_PX)
         label = Pillow.new("RGB", (CELL_PX, _MARGIN_PX), _PAPER)
@@ -71,6 +75,18 @@ def _fitted(pixels: RGB) -> Picture:
     # Larger ones are averaged; smaller ones keep their pixels.
     how = Pillow.Resampling.BILINEAR if scale < 1 else Pillow.Resampling.NEAREST
     return picture.resize(sides, how)
+
+
+def _lines(text: str, fits: Callable[[str], bool]) -> list[str]:
+    """Return the text in lines that fit, broken at double spaces; one line at least."""
+    lines: list[str] = []
+    for part in re.split(r" {2,}", text):
+        joined = f"{lines[-1]}   {part}" if lines else part
+        if lines and fits(joined):
+            lines[-1] = joined
+        else:
+            lines.append(part)
+    return lines
 
 
 def _letters(text: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,7 +51,7 @@ class Cutting:
     ----------
     seed : of corners, order and changes
     mpp : micrometres per pixel
-    patch_px, resize_px, flips, tissue : see `settings.TrainConfig`
+    patch_px, resize_px, flips, tissue, resize_by : see `settings.TrainConfig`
     """
 
     seed: int
@@ -60,6 +60,7 @@ class Cutting:
     resize_px: int | None = None
     flips: Flips = "none"
     tissue: float = 0.0
+    resize_by: Literal["bicubic", "bilinear"] = "bicubic"
 
 
 class Patches:
@@ -138,7 +139,7 @@ def changed(maps: Maps, cutting: Cutting, rng: np.random.Generator) -> Maps:
     if cutting.resize_px is not None and cutting.resize_px != cutting.patch_px:
         y, x = (int(at) for at in rng.integers(cutting.resize_px - cutting.patch_px + 1, size=2))
         cut = slice(y, y + cutting.patch_px), slice(x, x + cutting.patch_px)
-        maps = tuple(_resized(one, cutting.resize_px)[cut] for one in maps)
+        maps = tuple(_resized(one, cutting.resize_px, cutting.resize_by)[cut] for one in maps)
     across, down, turn = (bool(bit) for bit in rng.integers(2, size=3))
     if cutting.flips != "none" and across:
         maps = tuple(one[:, ::-1] for one in maps)
@@ -148,14 +149,14 @@ def changed(maps: Maps, cutting: Cutting, rng: np.random.Generator) -> Maps:
     return tuple(np.ascontiguousarray(one) for one in maps)
 
 
-def _resized(one: NDArray[np.generic], side_px: int) -> NDArray[np.generic]:
+def _resized(one: NDArray[np.generic], side_px: int, by: str) -> NDArray[np.generic]:
     if one.ndim == 2:
         nearest = np.floor((np.arange(side_px) + 0.5) * (len(one) / side_px)).astype(np.intp)
         return one[np.ix_(nearest, nearest)]
     from PIL import Image as Pillow
 
     picture = Pillow.fromarray(np.ascontiguousarray(one))
-    return np.asarray(picture.resize((side_px, side_px), Pillow.Resampling.BICUBIC))
+    return np.asarray(picture.resize((side_px, side_px), Pillow.Resampling[by.upper()]))
 
 
 def _pixels(maps: Maps) -> RGB:

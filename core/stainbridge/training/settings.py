@@ -63,6 +63,7 @@ class TrainConfig(BaseModel):
     ihc_mpp, he_mpp, pictures_mpp : of pictures that do not say
     patch_px : side of the patches
     resize_px : patches are resized to this side first and cut at random to `patch_px`, as CycleGAN does; None: they are not
+    resize_by : how pixels are interpolated then: "bicubic" in CycleGAN, "bilinear" in U-GAT-IT
     flips : "none", "horizontal", or "all", which turns by quarters too
     tissue : least share of a patch that is tissue
     ihc_patches, he_patches : a fixed set of so many patches, drawn once; None draws fresh ones in each epoch, as many as the tissue holds
@@ -95,6 +96,7 @@ class TrainConfig(BaseModel):
     pictures_mpp: Mpp | None = None
     patch_px: int = Field(256, ge=16)
     resize_px: int | None = None
+    resize_by: Literal["bicubic", "bilinear"] = "bicubic"
     flips: Flips = "horizontal"
     tissue: float = Field(0.25, ge=0, le=1)
     ihc_patches: int | None = Field(None, ge=1)

@@ -59,7 +59,7 @@ class Training(LearnerSettings):
         1e-4, gt=0, description="learning rate of Adam; a tenth of it after 25 epochs of a phase, and so on"
     )
     frozen_epochs: int = Field(
-        0, ge=0, description="epochs at first in which d0 to d3 stay as they are, and conv0 learns: phase 1"
+        0, ge=0, description="epochs at first in which the units of d0, and d1 to d3, stay as they are: phase 1"
     )
     start: Path | None = Field(
         None, description="checkpoint to start from: of the encoder alone, or of the whole network"
@@ -173,9 +173,10 @@ class HoVerNetLearner:
 
     def _enter(self, *, frozen: bool) -> None:
         """Start a phase: with the encoder frozen or free, and an optimiser that knows what learns."""
-        self._frozen = frozen
-        for name in _ENCODER:
-            getattr(self._network, name).requires_grad_(not frozen)
+        self._frozen = self._network.frozen = frozen
+        still = [self._network.d0["units"], *(getattr(self._network, name) for name in _ENCODER[1:])]
+        for module in still:
+            module.requires_grad_(not frozen)
         self._optimiser = adam([self._network], lr=self.settings.lr, betas=(0.9, 0.999), fused=self.settings.fused)
         self._wrapped = parallel.wrapped(self._network, self._device)
         if self.settings.compile:

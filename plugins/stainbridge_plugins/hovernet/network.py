@@ -100,6 +100,7 @@ def build(design: Design) -> torch.nn.Module:
             for name, part in _parts(nn, design).items():
                 self.add_module(name, part)
             self.design = design
+            self.frozen = False
 
         def forward(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
             return _run(self, pixels)
@@ -208,7 +209,7 @@ def _run(network: Any, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
     skips = []
     x = network.conv0(pixels / 255.0)
     for level in _UNITS:
-        x = _through_residual(getattr(network, level), x)
+        x = _through_frozen(network, level, x) if network.frozen else _through_residual(getattr(network, level), x)
         skips.append(x)
     shallow, middle, deep, deepest = skips
     x = network.conv_bot(deepest)
@@ -220,10 +221,27 @@ def _run(network: Any, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
     }
 
 
-def _through_residual(block: Any, x: torch.Tensor) -> torch.Tensor:
+def _through_frozen(network: Any, level: str, x: torch.Tensor) -> torch.Tensor:
+    """Run a level of the encoder that does not learn: of d0 the shortcut goes on learning, and by it conv0, as in the original."""
+    import torch
+
+    block = getattr(network, level)
+    if level == "d0":
+        return _through_residual(block, x, learning=False)
+    with torch.no_grad():
+        return _through_residual(block, x)
+
+
+def _through_residual(block: Any, x: torch.Tensor, *, learning: bool = True) -> torch.Tensor:
+    import torch
+
     total = block["shortcut"](x)
     for unit in block["units"]:
-        x = unit(x)
+        if learning:
+            x = unit(x)
+        else:
+            with torch.no_grad():
+                x = unit(x)
         total = x = total + x
     activated: torch.Tensor = block["blk_bna"](total)
     return activated

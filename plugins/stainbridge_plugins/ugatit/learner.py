@@ -25,7 +25,7 @@ STAINS = ("he", "ihc")
 REACHES = ("global", "local")
 GENERATORS = tuple(f"generator_{stain}" for stain in STAINS)
 
-_DATA = {"patch_px": 256, "resize_px": 286, "flips": "horizontal"}
+_DATA = {"patch_px": 256, "resize_px": 286, "resize_by": "bilinear", "flips": "horizontal"}
 
 PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
