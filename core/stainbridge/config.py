@@ -149,13 +149,7 @@ class RunConfig(BaseModel):
         ConfigError
             If a text has no "=", or its key or value is not allowed.
         """
-        values = self.to_dict()
-        for setting in settings:
-            key, equals, text = setting.partition("=")
-            if not equals or not key.strip():
-                raise ConfigError(f"--set {setting}: expected KEY=VALUE, such as classifier.threshold=0.4.")
-            put(values, key.strip(), toml_value(text.strip()), setting)
-        return type(self)(**values)
+        return type(self)(**overridden(self.to_dict(), settings, example="classifier.threshold=0.4"))
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values, defaults included; `RunConfig(**values)` gives the same run."""
@@ -245,7 +239,18 @@ def _dotted(path: Sequence[str | int]) -> str:
     return ".".join(toml_key(str(step)) for step in path)
 
 
-def put(values: dict[str, Any], key: str, value: Any, setting: str) -> None:
+def overridden(values: dict[str, Any], settings: Iterable[str], *, example: str) -> dict[str, Any]:
+    """Return `values` changed by texts "KEY=VALUE", the value read as TOML, else as a string; ConfigError shows the example."""
+    changed = copy.deepcopy(values)
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals or not key.strip():
+            raise ConfigError(f"--set {setting}: expected KEY=VALUE, such as {example}.")
+        _put(changed, key.strip(), _toml_value(text.strip()), setting)
+    return changed
+
+
+def _put(values: dict[str, Any], key: str, value: Any, setting: str) -> None:
     """Set `key`, "a.b" for a key inside a table, in `values`; `setting` is what the user wrote, for messages."""
     *parents, last = key.split(".")
     table = values
@@ -261,7 +266,7 @@ def put(values: dict[str, Any], key: str, value: Any, setting: str) -> None:
     table[last] = value
 
 
-def toml_value(text: str) -> Any:
+def _toml_value(text: str) -> Any:
     """Return what a text is as a TOML value, else the text itself."""
     try:
         parsed = tomllib.loads(f"value = {text}")

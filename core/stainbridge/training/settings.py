@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self, TypeAlias
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from ..cards import Filled, Mpp
-from ..config import explain, put, read_toml, toml_value
+from ..config import explain, overridden, read_toml
 from ..errors import ConfigError, nearest
 
 Flips: TypeAlias = Literal["none", "horizontal", "all"]
@@ -142,13 +142,7 @@ class TrainConfig(BaseModel):
         ConfigError
             If a text has no "=", or its key or value is not allowed.
         """
-        values = self.to_dict()
-        for setting in settings:
-            key, equals, text = setting.partition("=")
-            if not equals or not key.strip():
-                raise ConfigError(f"--set {setting}: expected KEY=VALUE, such as batch_size=2.")
-            put(values, key.strip(), toml_value(text.strip()), setting)
-        return type(self)(**values)
+        return type(self)(**overridden(self.to_dict(), settings, example="batch_size=2"))
 
     @property
     def threads(self) -> int:
