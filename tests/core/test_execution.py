@@ -126,6 +126,31 @@ def test_an_item_that_kills_every_worker_is_one_named_failure_among_99_that_are_
 
 
 @dask
+def test_the_start_of_a_worker_that_died_young_has_ended_before_the_next_begins(monkeypatch):
+    """Else the old start declares the new process running before it exists, and closing then fails in Dask."""
+    from distributed.nanny import WorkerProcess
+
+    start, under_way, most = WorkerProcess.start, {}, []
+
+    async def counted(process):
+        under_way[process] = under_way.get(process, 0) + 1
+        most.append(under_way[process])
+        try:
+            return await start(process)
+        finally:
+            under_way[process] -= 1
+
+    # Workers die well before the first message of theirs is looked for.
+    monkeypatch.setattr(WorkerProcess, "_init_msg_interval", 1.0)
+    monkeypatch.setattr(WorkerProcess, "start", counted)
+    with open_executor("local", workers=2) as executor:
+        found = by_index(executor.run(work.poison, [*range(1, 100), -1]))
+    assert [one.index for one in found if not one.ok] == [99]
+    assert len(most) > 2, "no worker was started again"
+    assert max(most) == 1
+
+
+@dask
 def test_a_worker_killed_twenty_times_loses_and_doubles_nothing():
     import psutil
 

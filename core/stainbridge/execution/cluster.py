@@ -14,6 +14,7 @@ from typing import Any
 
 from ..errors import MissingExtra
 from .contract import SchedulerUnreachable
+from .nanny import one_start_nanny
 
 _ALLOWED_FAILURES = 2
 _CONNECT_S = 8
@@ -92,14 +93,15 @@ def _address_in(file: Path) -> str:
 
 @contextmanager
 def _started(workers: list[dict[str, Any]]) -> Iterator[Any]:
-    from distributed import Nanny, Scheduler, SpecCluster
+    from distributed import Scheduler, SpecCluster
 
     # A port of its own for the pages that Dask always serves; on loopback, and without the dashboard.
     pages = {"dashboard": False, "dashboard_address": f"{_LOOPBACK}:0"}
     scheduler = {"host": _LOOPBACK, "port": 0, "allowed_failures": _ALLOWED_FAILURES, **pages}
+    nanny = one_start_nanny()
     with SpecCluster(
         scheduler={"cls": Scheduler, "options": scheduler},
-        workers={i: {"cls": Nanny, "options": {**options, **pages}} for i, options in enumerate(workers)},
+        workers={i: {"cls": nanny, "options": {**options, **pages}} for i, options in enumerate(workers)},
         silence_logs=logging.CRITICAL,
     ) as cluster:
         yield cluster
