@@ -219,6 +219,7 @@ class TestDistance:
         assert all(later > earlier + 0.05 for earlier, later in pairwise(values))
 
 
+@pytest.mark.heavy
 def test_real_he_is_nearer_to_real_he_than_real_ihc_is(shared):
     from stainbridge.io import open_picture
 

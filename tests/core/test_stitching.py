@@ -41,7 +41,7 @@ def oracle():
     return synthetic_labels((1100, 1300), 1500, rng=3, mpp=0.4, gap_px=0)
 
 
-@pytest.mark.parametrize("core", [256, 512, 1024])
+@pytest.mark.parametrize("core", [256, 512, pytest.param(1024, marks=pytest.mark.heavy)])
 @pytest.mark.parametrize("shift", [0, 1, 7, 31, 63])
 def test_tiles_give_the_nuclei_of_the_whole(oracle, core, shift):
     halo = int(np.ceil(oracle.half_extent_px))

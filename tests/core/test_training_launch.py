@@ -16,6 +16,8 @@ from stainbridge.training.launch import TrainingLost, keep_going, torchrun
 from stainbridge.training.launch_attempt import RanksRemain
 from stainbridge.training.launch_line import NOTES, note, noted
 
+pytestmark = pytest.mark.heavy  # a hundred processes, one after another
+
 # Launches import single files of the package, without what the package itself imports: a test starts up to seven processes.
 ALONE = """
 import sys, types

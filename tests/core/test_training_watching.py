@@ -137,6 +137,7 @@ def best_of(watcher, epochs):
     return best
 
 
+@pytest.mark.heavy
 class TestTheBestEpoch:
     def test_it_is_the_good_translator_in_whatever_order_they_come(self, watcher, values):
         for order in itertools.permutations(values):
@@ -170,6 +171,7 @@ class TestTheBestEpoch:
         assert best_of(strict, values.values()) is min(values.values(), key=lambda one: one["kid"])
 
 
+@pytest.mark.heavy
 class TestValues:
     def test_nuclei_are_those_that_a_run_finds(self, watcher, values):
         counts, recalls = [], []
@@ -242,6 +244,7 @@ class TestValues:
         assert math.isnan(found["centroid_recall"])
 
 
+@pytest.mark.heavy
 class TestFiles:
     def test_an_epoch_leaves_a_grid_with_three_rows_and_a_line_in_the_selection(self, ihc, he, tmp_path):
         watcher = Watcher.open(settings(), ihc, he, tmp_path)
