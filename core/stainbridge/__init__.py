@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .benchmarking import benchmark
+    from .capabilities import Batched, Calibrated, Deriving, Described, Describing, Poolable
     from .config import RunConfig
     from .datasets import open_dataset
     from .discovery import build, catalog
@@ -17,15 +18,12 @@ if TYPE_CHECKING:
     from .hookspecs import hookimpl
     from .interfaces import (
         API_VERSION,
-        Batched,
-        Calibrated,
         Exported,
         Labelled,
         Learner,
         Metric,
         Plugin,
         PluginConfig,
-        Poolable,
         PositivityClassifier,
         Reconstructing,
         Segmenter,
@@ -47,9 +45,12 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "API_VERSION": "interfaces",
-    "Batched": "interfaces",
+    "Batched": "capabilities",
     "Benchmark": "scores",
-    "Calibrated": "interfaces",
+    "Calibrated": "capabilities",
+    "Described": "capabilities",
+    "Describing": "capabilities",
+    "Deriving": "capabilities",
     "Exported": "interfaces",
     "Image": "records",
     "LabelMap": "records",
@@ -60,7 +61,7 @@ _HOMES = {
     "Nuclei": "records",
     "Plugin": "interfaces",
     "PluginConfig": "interfaces",
-    "Poolable": "interfaces",
+    "Poolable": "capabilities",
     "PositivityClassifier": "interfaces",
     "RGB": "records",
     "Reconstructing": "interfaces",
@@ -97,6 +98,9 @@ __all__ = [
     "Batched",
     "Benchmark",
     "Calibrated",
+    "Deriving",
+    "Described",
+    "Describing",
     "Exported",
     "Image",
     "LabelMap",

@@ -13,8 +13,8 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from .capabilities import Poolable
 from .errors import ConfigError, ContractViolation
-from .interfaces import Poolable
 
 Columns: TypeAlias = Mapping[str, NDArray[np.float64]]
 """Values of n pictures by name, float64 (n,)."""

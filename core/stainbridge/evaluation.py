@@ -11,11 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .bootstrap import DRAWINGS, paired_difference, score_intervals
+from .capabilities import Poolable
 from .config import Choice, RunConfig
 from .datasets import Dataset, open_dataset
 from .discovery import Built, build, catalog
 from .errors import ConfigError, ContractViolation, UnknownPlugin, nearest
-from .interfaces import Metric, Poolable
+from .interfaces import Metric
 from .pipeline import Stages, run_stages
 from .records import Result, Sample
 from .scores import Combination, Difference, ImageScore, Scores

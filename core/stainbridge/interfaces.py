@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Self, TypeAlias, runtime_checkable
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -159,47 +159,6 @@ class Metric(ABC):
     @abstractmethod
     def compute(self) -> dict[str, float]:
         """Return the values pooled over all images so far."""
-
-
-@runtime_checkable
-class Batched(Protocol):
-    """Capability: takes several tiles of one shape at once."""
-
-    @property
-    def batch_size(self) -> int:
-        """Largest N worth passing; the output must not depend on N."""
-        ...
-
-
-@runtime_checkable
-class Calibrated(Protocol):
-    """Capability: has values (stain scales, percentiles) that belong to the whole picture, not to a tile."""
-
-    def calibrate(self, sample: RGB) -> Self:
-        """Return a copy fitted to one picture.
-
-        `sample` is uint8 (N, H, W, 3): windows spread evenly over the picture at the scale and stain of `wants`, or the whole
-        picture as one window where it is small. Called once per picture, before any tile; self stays as it is.
-        """
-        ...
-
-
-@runtime_checkable
-class Poolable(Protocol):
-    """Capability of a metric: its pooled values follow from the values of the pictures.
-
-    That makes bootstrap intervals and paired comparisons possible, and pooling from a table on disk.
-    """
-
-    def pool(
-        self, images: Mapping[str, NDArray[np.float64]], weights: NDArray[np.float64]
-    ) -> dict[str, NDArray[np.float64]]:
-        """Return pooled values float64 (B,) by name, as `compute` names them, without any state.
-
-        `images` are the values of n pictures as `update` returned them, float64 (n,) by name; `weights` float64 (B, n) says how
-        often each picture counts in each of B drawings. `compute` equals one drawing of ones.
-        """
-        ...
 
 
 class Unpaired(NamedTuple):

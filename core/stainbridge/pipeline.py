@@ -20,10 +20,10 @@ from .discovery import Built, build, resolved
 from .errors import ContractViolation, ScaleUnknown
 from .interfaces import Kind, Plugin, PositivityClassifier, Segmenter, Translator
 from .io import open_picture
-from .records import RGB, Image, Result, Source
+from .records import RGB, Image, NucleusValues, Result, Source
 from .scale import Restated, rescale
 from .scoring import score
-from .stages import NUCLEUS_REACH_UM, Translated, batches, calibrated, check_wants, layout, read_all, segment
+from .stages import NUCLEUS_REACH_UM, Translated, batches, calibrated, check_wants, derive, layout, read_all, segment
 from .stitching import Stitcher
 from .table import tabulate
 from .tiling import Canvas, tiles
@@ -154,9 +154,11 @@ def run_stages(source: Source, stages: Stages, *, he: Source | None = None, prog
     tell("classify", 0, 1)
     threshold = classifier.threshold if config.threshold is None else config.threshold
     cuts = config.grade_cuts or classifier.grade_cuts
-    nuclei, labels = tabulate(source, stitched, classifier, grade_cuts=cuts, threshold=threshold)
+    p = derive(classifier, segmenter, stitched.values(), len(stitched))
+    nuclei, labels = tabulate(source, stitched, classifier, grade_cuts=cuts, threshold=threshold, p_positive=p)
     tell("classify", 1, 1)
     facts |= {"lost_in_resampling": len(stitched) - len(nuclei), "threshold": threshold, "grade_cuts": list(cuts)}
+    facts["calls"] = "from the image" if p is None else "from the segmenter's pass"
     area_mm2 = source.shape[0] * source.shape[1] * mpp**2 / 1e6
     scores = score(nuclei, area_mm2=area_mm2, mpp=mpp, seed=config.seed, bootstraps=config.bootstraps)
     translator = he.translator if isinstance(he, Translated) else None
@@ -222,13 +224,23 @@ def _segmented(
     core_px, halo_px = layout(segmenter, view, core_px=config.tile_px, least_halo_px=least)
     grid = tiles(view.shape, core_px, halo_px)
     stitcher = Stitcher(Canvas(view.shape, np.int32, view.mpp))
-    done = 0
+    done, names = 0, None
     for batch in batches(segmenter, grid):
         found = segment(segmenter, read_all(view, [tile.outer for tile in batch]))
-        for tile, labels in zip(batch, found, strict=True):
-            stitcher.add(labels, tile)
+        for tile, (labels, values) in zip(batch, found, strict=True):
+            names = _same_names(segmenter, values, names)
+            stitcher.add(labels, tile, values)
         done += len(batch)
         tell("segment", done, len(grid))
     stitcher.finish()
     facts = {"mpp": view.mpp, "core_px": core_px, "halo_px": halo_px, "tiles": len(grid)}
     return stitcher, {**facts, "clipped": sum(stitcher.clipped), "duplicates_removed": stitcher.duplicates}
+
+
+def _same_names(segmenter: Segmenter, values: NucleusValues, names: list[str] | None) -> list[str]:
+    """Return the names of what is told of a tile's nuclei, which are those of the first tile."""
+    told = list(values)
+    if names is not None and told != names:
+        told_of, first = (", ".join(map(repr, some)) or "nothing" for some in (told, names))
+        raise ContractViolation(f"Segmenter {segmenter.name!r} told {told_of} of a tile and {first} of the first.")
+    return told

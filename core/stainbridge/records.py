@@ -26,6 +26,9 @@ RGB: TypeAlias = NDArray[np.uint8]
 LabelMap: TypeAlias = NDArray[np.int32]
 """Instance labels, int32, (H, W) or as a batch (N, H, W); 0 is background, ids 1..n without gaps per image."""
 
+NucleusValues: TypeAlias = Mapping[str, NDArray[np.float64]]
+"""What a segmenter tells of its nuclei: float64 (n,) by name, in the order of the ids; NaN where there is no value."""
+
 PLAUSIBLE_MPP = (0.05, 20.0)
 """Micrometres per pixel that a picture of tissue can have."""
 
@@ -185,7 +188,7 @@ class Nuclei:
         for entry in fields(self):
             value = getattr(self, entry.name)
             if entry.name == "box":
-                flat.update(zip(("y0", "x0", "y1", "x1"), value.reshape(-1, 4).T, strict=True))
+                flat.update(zip(_BOX, value.reshape(-1, 4).T, strict=True))
             elif entry.name == "features":
                 flat.update(value)
             else:
@@ -196,7 +199,7 @@ class Nuclei:
     def from_columns(cls, columns: Mapping[str, NDArray[Any]]) -> Nuclei:
         """Build from the mapping that `columns` returns; unknown columns become features."""
         rest = dict(columns)
-        box = np.stack([np.asarray(rest.pop(name), np.int64) for name in ("y0", "x0", "y1", "x1")], axis=1)
+        box = np.stack([np.asarray(rest.pop(name), np.int64) for name in _BOX], axis=1)
         own = {name: np.asarray(rest.pop(name), dtype) for name, dtype in _COLUMN_TYPES.items()}
         return cls(box=box, features={name: np.asarray(value, np.float64) for name, value in rest.items()}, **own)
 
@@ -206,6 +209,11 @@ class Nuclei:
 
         return pandas.DataFrame(self.columns())
 
+
+_BOX = ("y0", "x0", "y1", "x1")
+
+MEASURED = ("haematoxylin_od_mean", "dab_od_mean")
+"""Features that every table has: mean optical densities on the original IHC."""
 
 _COLUMN_TYPES: dict[str, Any] = {
     "label": np.int32,
@@ -289,6 +297,27 @@ def _reference(labels: LabelSource) -> Callable[[], LabelSource | None]:
         return weakref.ref(labels)
     except TypeError:
         return lambda: None
+
+
+def check_values(values: NucleusValues, count: int, what: str) -> None:
+    """Check what a segmenter tells of `count` nuclei: new names, and float64 (count,) below each.
+
+    Raises
+    ------
+    ContractViolation
+        If a name is one that the table has already, or a column is of another type or length.
+    """
+    taken = {*_COLUMN_TYPES, *_BOX, *MEASURED}
+    for name, column in values.items():
+        if name in taken:
+            raise ContractViolation(
+                f"{what}: {name!r} is a column of every table of nuclei; give the value another name."
+            )
+        if not isinstance(column, np.ndarray) or column.dtype != np.float64 or column.shape != (count,):
+            found = f"{column.dtype} {column.shape}" if isinstance(column, np.ndarray) else type(column).__name__
+            raise ContractViolation(
+                f"{what}: {name!r} must be float64 ({count},), one value per nucleus; found {found}."
+            )
 
 
 def check_label_map(labels: NDArray[Any], what: str) -> int:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby, islice, product
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .capabilities import Batched, Calibrated, Deriving, Describing
 from .errors import ContractViolation
-from .interfaces import Batched, Calibrated, Kind, Plugin, PositivityClassifier, Segmenter, Translator, Wants
-from .records import RGB, LabelMap, Source, check_label_map
+from .interfaces import Kind, Plugin, PositivityClassifier, Segmenter, Translator, Wants
+from .records import RGB, LabelMap, NucleusValues, Source, check_label_map, check_values
 from .tiling import Blended, Canvas, Tile, Window, tiles, up_to
 
 CORE_PX = 1024
@@ -43,26 +44,47 @@ def translate(translator: Translator, batch: RGB) -> RGB:
     return he[:, :height, :width]
 
 
-def segment(segmenter: Segmenter, batch: RGB) -> list[LabelMap]:
-    """Segment uint8 (N, H, W, 3) into N label maps int32 (H, W), ids 0..n without gaps.
+class Segmented(NamedTuple):
+    """The nuclei of one picture: int32 (H, W), ids 0..n without gaps, and what their segmenter told, float64 (n,) by name."""
+
+    labels: LabelMap
+    values: NucleusValues
+
+
+def segment(segmenter: Segmenter, batch: RGB) -> list[Segmented]:
+    """Segment uint8 (N, H, W, 3) into the nuclei of N pictures.
 
     Raises
     ------
     ContractViolation
-        If the plugin returns another shape or type, negative ids or ids with gaps.
+        If the plugin returns another shape or type, negative ids or ids with gaps, or values that do not belong to the ids.
     """
     height, width = batch.shape[1:3]
-    padded = pad(batch, segmenter.wants)
-    labels = segmenter.segment(padded)
+    padded, who = pad(batch, segmenter.wants), f"Segmenter {segmenter.name!r}"
+    labels, values = _found(segmenter, padded)
     if not isinstance(labels, np.ndarray) or labels.shape != padded.shape[:3]:
-        raise ContractViolation(
-            f"Segmenter {segmenter.name!r} must return int32 {padded.shape[:3]}; found {_describe(labels)}."
-        )
-    for one in labels:
-        check_label_map(one, f"Segmenter {segmenter.name!r}")
-    if padded.shape == batch.shape:
-        return list(labels)
-    return [_without_gaps(one[:height, :width]) for one in labels]
+        raise ContractViolation(f"{who} must return int32 {padded.shape[:3]}; found {_describe(labels)}.")
+    if len(values) != len(batch):
+        raise ContractViolation(f"{who} must describe {len(batch)} pictures; found {len(values)}.")
+    for one, its in zip(labels, values, strict=True):
+        check_label_map(one, who)
+        check_values(its, int(one.max(initial=0)), who)
+    whole = [Segmented(*pair) for pair in zip(labels, values, strict=True)]
+    return whole if padded.shape == batch.shape else [_cut_back(one, height, width) for one in whole]
+
+
+def _found(segmenter: Segmenter, batch: RGB) -> tuple[LabelMap, Sequence[NucleusValues]]:
+    if isinstance(segmenter, Describing):
+        return segmenter.describe(batch)
+    return segmenter.segment(batch), [{} for _ in batch]
+
+
+def _cut_back(padded: Segmented, height: int, width: int) -> Segmented:
+    """Return the nuclei of the upper left part; one that lies beyond it is gone."""
+    labels = padded.labels[:height, :width]
+    ids = np.unique(labels)
+    rows = ids[ids > 0] - 1
+    return Segmented(_without_gaps(labels), {name: column[rows] for name, column in padded.values.items()})
 
 
 def classify(classifier: PositivityClassifier, ihc: RGB, labels: LabelMap, count: int) -> NDArray[np.float64]:
@@ -73,7 +95,28 @@ def classify(classifier: PositivityClassifier, ihc: RGB, labels: LabelMap, count
     ContractViolation
         If the plugin returns another length or values outside [0, 1].
     """
-    p = np.asarray(classifier.classify(ihc, labels))
+    return _probabilities(classifier, classifier.classify(ihc, labels), count)
+
+
+def derive(
+    classifier: PositivityClassifier, segmenter: Segmenter, values: NucleusValues, count: int
+) -> NDArray[np.float64] | None:
+    """Return P(positive) float64 (count,) from what the segmenter told of its nuclei; None where it does not follow from that.
+
+    Raises
+    ------
+    ContractViolation
+        As `classify`.
+    """
+    if not isinstance(segmenter, Describing) or not isinstance(classifier, Deriving):
+        return None
+    if not classifier.derives_from(segmenter):
+        return None
+    return _probabilities(classifier, classifier.derive(values), count)
+
+
+def _probabilities(classifier: Plugin, returned: object, count: int) -> NDArray[np.float64]:
+    p = np.asarray(returned)
     what = f"Classifier {classifier.name!r} must return one probability in [0, 1] for each of {count} labels"
     if p.shape != (count,) or p.dtype.kind != "f":
         raise ContractViolation(f"{what}; found {_describe(p)}.")

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .measure import boxes as label_boxes
-from .records import LabelMap
+from .records import LabelMap, NucleusValues
 from .tiling import Canvas, Tile, Window
 
 SAME_NUCLEUS = 0.5
@@ -33,39 +33,59 @@ class Stitcher:
     boxes: list[list[int]] = field(default_factory=list)
     clipped: list[bool] = field(default_factory=list)
     duplicates: int = 0
-    _orphans: list[tuple[Window, NDArray[np.bool_]]] = field(default_factory=list)
+    _orphans: list[tuple[Window, NDArray[np.bool_], int]] = field(default_factory=list)
+    _told: list[NucleusValues] = field(default_factory=list)
+    _told_rows: int = 0
+    _rows: list[int] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.boxes)
 
-    def add(self, labels: LabelMap, tile: Tile) -> None:
-        """Take the objects of int32 (H, W) `labels`, read at `tile.outer`, whose centroid lies in `tile.core`."""
+    def add(self, labels: LabelMap, tile: Tile, values: NucleusValues | None = None) -> None:
+        """Take the objects of int32 (H, W) `labels`, read at `tile.outer`, whose centroid lies in `tile.core`.
+
+        `values` are float64 (n,) by name, for the ids 1..n; each call gives the same names.
+        """
         boxes = label_boxes(labels)
+        row = self._told_rows
+        self._told.append(values or {})
+        self._told_rows += len(boxes)
         if not len(boxes):
             return
         ids = labels.ravel().astype(np.intp)
         cut = _touches_inner_border(boxes, tile.outer, self.canvas.shape)
         owned = _owned(ids, boxes, tile)
-        self._keep_orphans(labels, boxes, cut & ~owned, tile)
+        self._keep_orphans(labels, boxes, cut & ~owned, tile, row)
         block = self.canvas.read(tile.outer.y, tile.outer.x, tile.outer.height, tile.outer.width)
         absolute = boxes + np.array([tile.outer.y, tile.outer.x, tile.outer.y, tile.outer.x])
-        new = self._number(absolute, owned, cut, _met(ids, block, owned))
+        new = self._number(absolute, owned, cut, _met(ids, block, owned), row)
         np.copyto(block, new.take(ids).reshape(block.shape), where=block == 0)
         self.canvas.write(tile.outer.y, tile.outer.x, block)
 
     def finish(self) -> None:
         """Paint the cut objects that no tile owned and that nothing covers."""
-        for window, mask in self._orphans:
+        for window, mask, row in self._orphans:
             block = self.canvas.read(window.y, window.x, window.height, window.width)
             free = mask & (block == 0)
             if np.count_nonzero(free) > SAME_NUCLEUS * np.count_nonzero(mask):
                 box = [window.y, window.x, window.y + window.height, window.x + window.width]
-                block[free] = self._new_id(box, True)
+                block[free] = self._new_id(box, True, row)
                 self.canvas.write(window.y, window.x, block)
         self._orphans.clear()
 
+    def values(self) -> dict[str, NDArray[np.float64]]:
+        """Return what was told of the ids 1..n, float64 (n,) by name; of joined pieces, what was told of the first."""
+        names = self._told[0] if self._told else {}
+        rows = np.array(self._rows, np.intp)
+        return {name: np.concatenate([one[name] for one in self._told])[rows] for name in names}
+
     def _number(
-        self, boxes: NDArray[np.int64], owned: NDArray[np.bool_], cut: NDArray[np.bool_], met: Mapping[int, _Meeting]
+        self,
+        boxes: NDArray[np.int64],
+        owned: NDArray[np.bool_],
+        cut: NDArray[np.bool_],
+        met: Mapping[int, _Meeting],
+        row: int,
     ) -> NDArray[np.int32]:
         """Return the id on the canvas for each local id, 0 where it is not painted."""
         new = np.zeros(len(boxes) + 1, np.int32)
@@ -74,6 +94,7 @@ class Stitcher:
         new[1:][fresh] = np.arange(1, np.count_nonzero(fresh) + 1) + len(self)
         self.boxes.extend(boxes[fresh].tolist())
         self.clipped.extend(cut[fresh].tolist())
+        self._rows.extend((np.flatnonzero(fresh) + row).tolist())
         for local, meeting in met.items():
             box, is_cut, other = boxes[local - 1].tolist(), bool(cut[local - 1]), meeting.other
             if self.clipped[other - 1]:
@@ -82,11 +103,11 @@ class Stitcher:
             elif meeting.share > SAME_NUCLEUS:
                 self.duplicates += not is_cut
             else:
-                new[local] = self._new_id(box, is_cut)
+                new[local] = self._new_id(box, is_cut, row + local - 1)
         return new
 
     def _keep_orphans(
-        self, labels: LabelMap, boxes: NDArray[np.int64], candidates: NDArray[np.bool_], tile: Tile
+        self, labels: LabelMap, boxes: NDArray[np.int64], candidates: NDArray[np.bool_], tile: Tile, row: int
     ) -> None:
         # Only an object that reaches from the core through the whole halo can be disowned by every tile that sees it.
         core = tile.core.relative_to(tile.outer)
@@ -99,10 +120,11 @@ class Stitcher:
         for index in np.flatnonzero(candidates & meets_core).tolist():
             y0, x0, y1, x1 = boxes[index].tolist()
             window = Window(tile.outer.y + y0, tile.outer.x + x0, y1 - y0, x1 - x0)
-            self._orphans.append((window, labels[y0:y1, x0:x1] == index + 1))
+            self._orphans.append((window, labels[y0:y1, x0:x1] == index + 1, row + index))
 
-    def _new_id(self, box: list[int], clipped: bool) -> int:
+    def _new_id(self, box: list[int], clipped: bool, row: int) -> int:
         self.boxes.append(box)
+        self._rows.append(row)
         self.clipped.append(clipped)
         return len(self.boxes)
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from .interfaces import PositivityClassifier
 from .measure import boxes as label_boxes
 from .measure import regions, stain_densities
-from .records import LabelMap, LabelSource, Nuclei, Source
+from .records import MEASURED, LabelMap, LabelSource, Nuclei, Source
 from .scale import RescaledLabels, rescale
 from .scoring import grades
 from .stages import classify
@@ -49,8 +49,9 @@ def tabulate(
     *,
     grade_cuts: tuple[float, float, float],
     threshold: float,
+    p_positive: NDArray[np.float64] | None = None,
 ) -> tuple[Nuclei, RescaledLabels]:
-    """Measure and classify every nucleus on the original IHC.
+    """Measure every nucleus on the original IHC, and classify it there unless `p_positive` (n,) is known already.
 
     Returns the table, and the labels on the picture's grid with the table's numbers. A nucleus without a pixel there, because that
     grid is coarser than the segmenter's, gets neither.
@@ -58,7 +59,8 @@ def tabulate(
     assert source.mpp is not None
     grid = RescaledLabels(stitched.canvas, source.shape, source.mpp)
     area_px, centre, od, box = _measured(source, grid, stitched)
-    p = _probabilities(source, stitched, classifier)
+    p = _probabilities(source, stitched, classifier) if p_positive is None else p_positive
+    told = {name: column[area_px > 0] for name, column in stitched.values().items()}
     kept = area_px > 0
     label = np.where(kept, np.cumsum(kept), 0).astype(np.int32)
     nuclei = Nuclei(
@@ -71,7 +73,7 @@ def tabulate(
         positive=p[kept] >= threshold,
         grade=grades(od[kept, 1], grade_cuts),
         clipped=np.array(stitched.clipped, bool)[kept],
-        features={"haematoxylin_od_mean": od[kept, 0], "dab_od_mean": od[kept, 1]},
+        features={**dict(zip(MEASURED, od[kept].T, strict=True)), **told},
     )
     ids = np.concatenate([np.zeros(1, np.int32), label])
     return nuclei, RescaledLabels(stitched.canvas, source.shape, source.mpp, ids)

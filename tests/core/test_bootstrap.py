@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from stainbridge.bootstrap import drawings, intervals, paired_difference, score_intervals
+from stainbridge.capabilities import Poolable
 from stainbridge.errors import ConfigError, ContractViolation
-from stainbridge.interfaces import Poolable
 
 
 class Mean:

@@ -12,7 +12,7 @@ import pytest
 from pydantic import BaseModel
 from scipy import ndimage
 
-from stainbridge import Metric, PluginConfig, PositivityClassifier, Segmenter, Translator, Wants
+from stainbridge import Described, Metric, PluginConfig, PositivityClassifier, Segmenter, Translator, Wants
 from stainbridge.errors import ContractViolation, UnknownPlugin
 from stainbridge.testing import checks_for, run_checks
 
@@ -68,6 +68,17 @@ def broken(base, **parts):
 def of_whole(change):
     """Return a `segment` that changes what Dark finds."""
     return lambda self, batch: change(Dark.segment(self, batch), batch)
+
+
+def telling(change=lambda labels, values: (labels, values)):
+    """Return Dark that also tells the area of each nucleus, after a change to what it tells."""
+
+    def describe(self, batch):
+        labels = self.segment(batch)
+        areas = [{"area": np.bincount(one.ravel())[1:].astype(float)} for one in labels]
+        return Described(*change(labels, areas))
+
+    return broken(Dark, describe=describe)
 
 
 def of_mean(change):
@@ -185,6 +196,18 @@ MUTANTS = [
         broken(Dark, segment=of_whole(lambda m, b: np.where(np.arange(m.shape[2]) % 64 < 32, m, 0))),
         "does_not_depend_on_the_window",
         "of the window moved by 16 px",
+    ),
+    (telling(lambda labels, values: (labels, values[:1])), "describes_its_nuclei_if_it_can", "1 are described"),
+    (telling(lambda labels, values: (labels * 0, values)), "describes_its_nuclei_if_it_can", "not those of `segment`"),
+    (
+        telling(lambda labels, values: (labels, [{**v, f"n{len(v['area'])}": v["area"]} for v in values])),
+        "describes_its_nuclei_if_it_can",
+        "names depend on the picture",
+    ),
+    (
+        telling(lambda labels, values: (labels, [{"area": v["area"][1:]} for v in values])),
+        "describes_its_nuclei_if_it_can",
+        "one value per nucleus",
     ),
     (
         broken(Brown, classify=of_mean(lambda p, i, m: p.astype(np.float32))),

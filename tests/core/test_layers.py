@@ -16,6 +16,7 @@ ISLANDS = ROOT / "plugins" / "stainbridge_plugins"
 LAYERS = (
     "assignment errors overlap points records scores",
     "interfaces",
+    "capabilities",
     "bootstrap cards color config hookspecs io measure preservation registry resampling resources scale stitching suite tiling torchkit",
     "weights",
     "discovery loading",

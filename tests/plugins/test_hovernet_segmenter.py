@@ -149,6 +149,14 @@ class TestTypes:
         assert_array_equal(np.stack([one.labels for one in found]), fast.segment(batch))
         assert all(set(one.table.types) == {2} and one.table.shares.min() > 0.5 for one in found)
 
+    def test_what_is_told_is_what_is_measured(self, fast):
+        batch = np.stack([picture(), picture(seed=1)])
+        labels, values = fast.describe(batch)
+        for one, told, found in zip(labels, values, fast.segment_with_types(batch), strict=True):
+            assert_array_equal(one, found.labels)
+            assert_array_equal(told["type"][found.table.ids - 1], found.table.types)
+            assert_array_equal(told["type_share"][found.table.ids - 1], found.table.shares)
+
     def test_names_are_positions_unless_they_are_given(self, files, fast):
         assert fast.type_names == ("0", "1", "2")
         names = ("background", "lymphocyte", "epithelial")
@@ -242,6 +250,14 @@ class TestSlide:
         hit, found = self.count(files, sample, tile_px, "fixed")
         assert len(hit) == len(set(hit)) >= 32
         assert found <= 36
+
+    @pytest.mark.parametrize("tile_px", [1024, 128])
+    def test_a_run_tells_the_type_of_each_nucleus(self, files, sample, tile_px):
+        nuclei = run(sample.source, "identity", made(files["fast", 3]), config=config(tile_px)).nuclei
+        assert len(nuclei) > 25
+        assert set(nuclei.features["type"]) == {2.0}
+        assert (nuclei.features["type_share"] > 0.5).all()
+        assert "type" not in run(sample.source, "identity", made(files["fast", 0])).nuclei.features
 
     def test_a_run_names_the_file(self, files, sample):
         result = run(sample.source, "identity", made(files["fast", 0]))

@@ -8,9 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ..capabilities import Poolable
 from ..datasets import Dataset
 from ..evaluation import build_metrics, by_subset, compare, pooled_intervals, pooled_values
-from ..interfaces import Metric, Poolable
+from ..interfaces import Metric
 from ..provenance import software
 from ..scores import EMPTY, ORACLE, Difference, ImageScore, Scores
 from ..suite import Suite

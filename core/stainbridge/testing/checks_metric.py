@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from stainbridge.interfaces import Poolable
+from stainbridge.capabilities import Poolable
 from stainbridge.records import LabelMap, Labels, Nuclei, Result, Sample
 
 from .subject import MPP, Subject, picture, require

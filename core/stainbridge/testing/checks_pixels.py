@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from stainbridge.interfaces import Calibrated, Translator
+from stainbridge.capabilities import Calibrated
+from stainbridge.interfaces import Translator
 from stainbridge.records import RGB
 
 from .subject import Subject, calling, require, require_array

@@ -7,8 +7,10 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from stainbridge.capabilities import Describing
 from stainbridge.errors import ContractViolation
-from stainbridge.records import LabelMap, check_label_map
+from stainbridge.interfaces import Segmenter
+from stainbridge.records import LabelMap, check_label_map, check_values
 
 from .subject import Subject, pixels, require
 from .synthetic import DIAMETER_UM, blank_glass
@@ -67,6 +69,26 @@ def does_not_depend_on_the_window(subject: Subject) -> None:
     )
 
 
+def describes_its_nuclei_if_it_can(subject: Subject) -> None:
+    """What it tells belongs to the labels of `segment`: one value per nucleus, by the same names in every picture."""
+    plugin = subject.plugin
+    if not isinstance(plugin, Describing):
+        return
+    assert isinstance(plugin, Segmenter)
+    glass = blank_glass((subject.side_px(),) * 2)
+    batch = np.stack([subject.batch()[0], glass])
+    labels, values = plugin.describe(batch.copy())
+    require(len(values) == len(batch), f"{len(batch)} pictures were given, {len(values)} are described.")
+    require(np.array_equal(labels, plugin.segment(batch.copy())), "The labels are not those of `segment`.")
+    names = [list(its) for its in values]
+    require(names[0] == names[1], f"The names depend on the picture: {names[0]} and, on blank glass, {names[1]}.")
+    for one, its in zip(labels, values, strict=True):
+        try:
+            check_values(its, int(one.max(initial=0)), "A picture")
+        except ContractViolation as error:
+            require(False, str(error))
+
+
 def _reach_px(subject: Subject) -> int:
     """Return the distance from a rim at which nuclei must be the same: at least the halo, and a nucleus if it fits."""
     halo, tile = subject.wants.halo, subject.wants.tile
@@ -98,4 +120,5 @@ CHECKS = (
     finds_no_nuclei_on_blank_glass,
     finds_the_synthetic_nuclei,
     does_not_depend_on_the_window,
+    describes_its_nuclei_if_it_can,
 )

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from stainbridge.capabilities import Calibrated
 from stainbridge.errors import ContractViolation
 from stainbridge.interfaces import (
-    Calibrated,
     Kind,
     Metric,
     Plugin,

@@ -1,8 +1,7 @@
-"""One set of networks in a process for all plugins that ask for the same, and what it has seen lately.
+"""One set of networks in a process for all plugins that ask for the same, and the tiles it has seen lately.
 
-Segmenter and classifier are separate plugins, and core shows the classifier pixels and labels alone. Here they meet: constructed with
-the same files and settings on the same device they share one engine, so that the networks are in memory once, a tile that comes again
-is not computed again, and nuclei that the segmenter found are known to the classifier.
+Segmenter and classifier are separate plugins. Constructed with the same files and settings on the same device they share one engine, so
+that the networks are in memory once, and a tile that comes again is not computed again.
 """
 
 from __future__ import annotations
@@ -24,7 +23,6 @@ from .cells import Mask
 from .ensemble import Ensemble, Pictures, to_tile
 from .files import MARKER, ModelFiles, model_files
 from .networks import TILE_PX
-from .recognition import Memory
 from .settings import NetworkSettings, SegWeights
 
 Span: TypeAlias = tuple[int, int, int, int]
@@ -42,7 +40,7 @@ _turn = threading.Lock()
 
 
 class Engine:
-    """Networks, tiles seen lately (64 of them, 64 MB), and nuclei found.
+    """Networks, and tiles seen lately (64 of them, 64 MB).
 
     Parameters
     ----------
@@ -50,7 +48,7 @@ class Engine:
     """
 
     def __init__(self, files: ModelFiles, shares: SegWeights, settings: NetworkSettings, device: str) -> None:
-        self.files, self.memory = files, Memory()
+        self.files = files
         self._ensemble = Ensemble(files, shares, settings, device)
         self._tiles: OrderedDict[bytes, Pictures] = OrderedDict()
         self._turn = threading.Lock()

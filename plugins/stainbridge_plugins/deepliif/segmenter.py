@@ -8,24 +8,24 @@ from pathlib import Path
 from typing import Literal, Self
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from stainbridge import RGB, LabelMap, Segmenter, Wants
+from stainbridge import RGB, Described, LabelMap, Segmenter, Wants
 
 from . import rules_1_1_2, rules_current, tiling
 from .cells import Cells, Reading
 from .engine import HALO_PX, open_engine
 from .ensemble import Pictures
 from .networks import TILE_PX
-from .recognition import Traits
-from .settings import NetworkSettings
+from .settings import MARKER_VALUE, SHARE_VALUE, NetworkSettings
 
 
 class DeepLIIF(Segmenter):
     """Finds nuclei in IHC itself: four virtual stains, five segmentations, their weighted sum, and a release's post-processing.
 
-    What it finds it also calls positive or negative; the classifier of the same name gives these calls, without running the networks
-    again where both were constructed with the same networks and settings.
+    What it finds it also calls: the share of positive pixels and the brightest marker of each nucleus ride with the labels, and the
+    classifier of the same name takes its calls from them, without another look, where both have the same networks and settings.
     """
 
     name = "deepliif"
@@ -72,8 +72,8 @@ class DeepLIIF(Segmenter):
         self, config: Config | None = None, *, weights: Mapping[str, Path] | None = None, device: str = "cpu"
     ) -> None:
         super().__init__(config, weights=weights, device=device)
-        self._engine = open_engine(self.config, self.weights, device=device, plugin=f"segmenter {self.name!r}")
-        self.weights = self._engine.files.by_name
+        self.engine = open_engine(self.config, self.weights, device=device, plugin=f"segmenter {self.name!r}")
+        self.weights = self.engine.files.by_name
         self._rules = _rules(self.config)
 
     @property
@@ -105,9 +105,15 @@ class DeepLIIF(Segmenter):
         """Segment uint8 (N, H, W, 3) IHC of any size into int32 (N, H, W), ids 0..n without gaps per image."""
         return np.stack([cells.labels for cells in self.cells(batch)])
 
+    def describe(self, batch: RGB) -> Described:
+        """Segment uint8 (N, H, W, 3) IHC, and tell of each nucleus its share of positive pixels (0..1) and its marker (0..255)."""
+        found = self._found_in(batch)
+        values = [{SHARE_VALUE: cells.p_positive, MARKER_VALUE: marker} for cells, marker in found]
+        return Described(np.stack([cells.labels for cells, _ in found]), values)
+
     def cells(self, batch: RGB) -> list[Cells]:
         """Return labels and calls of uint8 (N, H, W, 3) IHC, in one pass of the networks."""
-        return [self._found(ihc, picture) for ihc, picture in zip(batch, self._pictures(batch), strict=True)]
+        return [cells for cells, _ in self._found_in(batch)]
 
     def segmentations(self, batch: RGB) -> RGB:
         """Return uint8 (N, H, W, 3), what the networks make of uint8 (N, H, W, 3) IHC: red, outline and blue, before any threshold."""
@@ -116,18 +122,21 @@ class DeepLIIF(Segmenter):
     def _pictures(self, batch: RGB) -> Iterable[Pictures]:
         """Yield uint8 (H, W, 4) per picture, or (H, W, 3) where tiles are resized and there is no marker."""
         if self.config.tiling == "original":
-            run = self._engine.tiles
+            run = self.engine.tiles
             return (tiling.segmentation(ihc, lambda tiles: run(tiles)[..., :3]) for ihc in batch)
         if batch.shape[1:3] == (TILE_PX, TILE_PX):
-            return self._engine.tiles(batch)
-        return (self._engine.pictures(ihc) for ihc in batch)
+            return self.engine.tiles(batch)
+        return (self.engine.pictures(ihc) for ihc in batch)
 
-    def _found(self, ihc: RGB, picture: Pictures) -> Cells:
+    def _found_in(self, batch: RGB) -> list[tuple[Cells, NDArray[np.float64]]]:
+        """Return the cells of each picture, and the marker of each cell: NaN where none is made."""
+        return [self._found(ihc, picture) for ihc, picture in zip(batch, self._pictures(batch), strict=True)]
+
+    def _found(self, ihc: RGB, picture: Pictures) -> tuple[Cells, NDArray[np.float64]]:
         cells = self._rules.cells(ihc, picture[..., :3], reading=self.config.reading)
-        has_marker = picture.shape[-1] > 3
-        marker = cells.brightest(picture[..., 3]) if has_marker else np.zeros(len(cells.p_positive))
-        self._engine.memory.remember(ihc, cells.labels, Traits(cells.p_positive, marker))
-        return cells
+        has_marker = self.engine.makes_marker and picture.shape[-1] > 3
+        marker = cells.brightest(picture[..., 3]) if has_marker else np.full(len(cells.p_positive), np.nan)
+        return cells, marker
 
 
 def _rules(config: DeepLIIF.Config) -> rules_1_1_2.Rules | rules_current.Rules:

@@ -21,6 +21,10 @@ SEG_WEIGHTS: dict[Version, SegWeights] = {"1.1.2": (0.25, 0.25, 0.15, 0.25, 0.10
 SEG_THRESH: dict[Version, int] = {"1.1.2": 80, "current": 120}
 
 
+SHARE_VALUE, MARKER_VALUE = "deepliif_positive_share", "deepliif_marker"
+"""What the segmenter tells of a nucleus: share of its counted pixels that are positive, 0..1; its brightest marker, 0..255."""
+
+
 class NetworkSettings(PluginConfig):
     """The folder with the networks, and how their segmentation is made."""
 

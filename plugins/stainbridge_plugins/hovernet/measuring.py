@@ -57,9 +57,8 @@ def measure(labels: LabelMap, types: NDArray[np.uint8] | None = None) -> Nucleus
     count = int(ids.max(initial=0))
     y, x = np.divmod(runs.first, labels.shape[1])
     boxes = _boxes(runs, ids, y, x, count)
-    areas = np.bincount(ids, runs.length, count + 1)[1:]
     contours = _contours(labels, boxes)
-    votes = np.bincount(runs.value, runs.length, (count + 1) * width).reshape(-1, width)[1:]
+    votes, areas = _votes(runs, count, width)
     chosen, shares = (None, None) if types is None else _majority(votes, areas)
     kept = np.array([len(one) >= 3 for one in contours], bool)
     return NucleusTable(
@@ -70,6 +69,20 @@ def measure(labels: LabelMap, types: NDArray[np.uint8] | None = None) -> Nucleus
         types=None if chosen is None else chosen[kept],
         shares=None if shares is None else shares[kept],
     )
+
+
+def types_of(labels: LabelMap, types: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
+    """Return the type of each nucleus of int32 (H, W), uint8 (n,), and its share of the pixels, float64 (n,); `types` as for `measure`."""
+    width = int(types.max(initial=0)) + 1
+    runs = runs_of(np.where(labels > 0, labels * np.int32(width) + types, 0))
+    count = int(labels.max(initial=0))
+    return _majority(*_votes(runs, count, width))
+
+
+def _votes(runs: Runs, count: int, width: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the pixels of each type (n, types), and all pixels (n,), of runs of id * width + type."""
+    votes = np.bincount(runs.value, runs.length, (count + 1) * width).reshape(-1, width)[1:]
+    return votes, votes.sum(axis=1)
 
 
 def _boxes(

@@ -9,16 +9,17 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from stainbridge import RGB, LabelMap, Learner, PluginConfig, Segmenter, Wants
+from stainbridge import RGB, Described, LabelMap, Learner, PluginConfig, Segmenter, Wants
 from stainbridge.errors import ConfigError, WeightsUnavailable
 from stainbridge.torchkit import AskedPrecision
 
 from .checkpoint import read_network
 from .engines import Engine, EngineName, Maps
 from .learner import PRESETS, Training, learner
-from .measuring import NucleusTable, measure
+from .measuring import NucleusTable, measure, types_of
 from .network import Design, Mode
 from .postprocessing import Normalisation, Rules, find_instances, require_cv2
 from .windows import joined, windows_of
@@ -158,6 +159,14 @@ class HoVerNet(Segmenter):
         """
         return np.stack(self._each(batch, self._labels))
 
+    def describe(self, batch: RGB) -> Described:
+        """Segment uint8 (N, H, W, 3) H&E, and tell of each nucleus its type, a position in `type_names`, and the type's share.
+
+        A network without types tells nothing. Errors are those of `segment`.
+        """
+        found = self._each(batch, self._labels_and_values)
+        return Described(np.stack([labels for labels, _ in found]), [values for _, values in found])
+
     def segment_with_types(self, batch: RGB) -> list[Found]:
         """Segment uint8 (N, H, W, 3) H&E and measure each nucleus; the labels are those of `segment`, and so are the errors.
 
@@ -181,6 +190,13 @@ class HoVerNet(Segmenter):
     def _labels_and_table(self, maps: Maps) -> Found:
         labels = self._labels(maps)
         return Found(labels, measure(labels, maps[0].astype(np.uint8) if self.design.types else None))
+
+    def _labels_and_values(self, maps: Maps) -> tuple[LabelMap, dict[str, NDArray[np.float64]]]:
+        labels = self._labels(maps)
+        if not self.design.types:
+            return labels, {}
+        types, shares = types_of(labels, maps[0].astype(np.uint8))
+        return labels, {"type": types.astype(np.float64), "type_share": shares}
 
     def _one_file(self) -> Path:
         if self.config.path is not None:
