@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol, Self, runtime_checkable
 
 import numpy as np
@@ -57,6 +57,15 @@ class Describing(Protocol):
 
     def describe(self, batch: RGB) -> Described:
         """Segment uint8 (N, H, W, 3); the labels are those of `segment`, and the names are the same for all pictures."""
+        ...
+
+
+@runtime_checkable
+class Streaming(Protocol):
+    """Capability of a segmenter: its network runs on the next batch while nuclei are made of what it gave for the last."""
+
+    def stream(self, batches: Iterable[RGB]) -> Iterator[Described]:
+        """Yield for each batch of uint8 (N, H, W, 3), in their order, what `describe` gives; batches are taken ahead of results."""
         ...
 
 

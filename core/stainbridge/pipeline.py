@@ -23,11 +23,21 @@ from .io import open_picture
 from .records import RGB, Image, NucleusValues, Result, Source
 from .scale import Restated, rescale
 from .scoring import score
-from .stages import NUCLEUS_REACH_UM, Translated, batches, calibrated, check_wants, derive, layout, read_all, segment
+from .stages import (
+    NUCLEUS_REACH_UM,
+    batches,
+    calibrated,
+    check_wants,
+    derive,
+    layout,
+    read_all,
+    segment_each,
+)
 from .stitching import Stitcher
 from .table import tabulate
 from .tiling import Canvas, tiles
 from .torchkit import resolve_device
+from .virtual import Translated
 
 Progress: TypeAlias = Callable[[str, int, int], None]
 """Told (stage, steps done, steps in all)."""
@@ -225,8 +235,9 @@ def _segmented(
     grid = tiles(view.shape, core_px, halo_px)
     stitcher = Stitcher(Canvas(view.shape, np.int32, view.mpp))
     done, names = 0, None
-    for batch in batches(segmenter, grid):
-        found = segment(segmenter, read_all(view, [tile.outer for tile in batch]))
+    groups = list(batches(segmenter, grid))
+    pixels = (read_all(view, [tile.outer for tile in batch]) for batch in groups)
+    for batch, found in zip(groups, segment_each(segmenter, pixels), strict=True):
         for tile, (labels, values) in zip(batch, found, strict=True):
             names = _same_names(segmenter, values, names)
             stitcher.add(labels, tile, values)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import groupby, islice, product
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby, islice
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .capabilities import Batched, Calibrated, Deriving, Describing
+from .capabilities import Batched, Calibrated, Deriving, Described, Describing, Streaming
 from .errors import ContractViolation
 from .interfaces import Kind, Plugin, PositivityClassifier, Segmenter, Translator, Wants
 from .records import RGB, LabelMap, NucleusValues, Source, check_label_map, check_values
-from .tiling import Blended, Canvas, Tile, Window, tiles, up_to
+from .tiling import Tile, Window, up_to
 
 CORE_PX = 1024
 """Side of a tile's core, in pixels at the plugin's scale, where neither plugin nor user names one."""
@@ -51,32 +52,55 @@ class Segmented(NamedTuple):
     values: NucleusValues
 
 
-def segment(segmenter: Segmenter, batch: RGB) -> list[Segmented]:
-    """Segment uint8 (N, H, W, 3) into the nuclei of N pictures.
+def segment_each(segmenter: Segmenter, given: Iterable[RGB]) -> Iterator[list[Segmented]]:
+    """Segment each batch of uint8 (N, H, W, 3) into the nuclei of N pictures, in the order of the batches.
+
+    A segmenter that is `Streaming` is given batches ahead of its results.
 
     Raises
     ------
     ContractViolation
-        If the plugin returns another shape or type, negative ids or ids with gaps, or values that do not belong to the ids.
+        If the plugin returns another shape or type, negative ids or ids with gaps, values that do not belong to the ids, or results
+        that are not one per batch.
     """
-    height, width = batch.shape[1:3]
-    padded, who = pad(batch, segmenter.wants), f"Segmenter {segmenter.name!r}"
-    labels, values = _found(segmenter, padded)
-    if not isinstance(labels, np.ndarray) or labels.shape != padded.shape[:3]:
-        raise ContractViolation(f"{who} must return int32 {padded.shape[:3]}; found {_describe(labels)}.")
-    if len(values) != len(batch):
-        raise ContractViolation(f"{who} must describe {len(batch)} pictures; found {len(values)}.")
+    shapes: deque[tuple[int, ...]] = deque()
+
+    def padded() -> Iterator[RGB]:
+        for batch in given:
+            shapes.append(batch.shape[:3])
+            yield pad(batch, segmenter.wants)
+
+    for found in _described(segmenter, padded()):
+        if not shapes:
+            raise ContractViolation(f"Segmenter {segmenter.name!r} gave more results than there were batches.")
+        yield _checked(segmenter, found, shapes.popleft())
+    if shapes:
+        raise ContractViolation(
+            f"Segmenter {segmenter.name!r} gave {len(shapes)} results less than there were batches."
+        )
+
+
+def _described(segmenter: Segmenter, given: Iterable[RGB]) -> Iterator[Described]:
+    if isinstance(segmenter, Streaming):
+        return segmenter.stream(given)
+    if isinstance(segmenter, Describing):
+        return map(segmenter.describe, given)
+    return (Described(segmenter.segment(batch), [{} for _ in batch]) for batch in given)
+
+
+def _checked(segmenter: Segmenter, found: Described, shape: tuple[int, ...]) -> list[Segmented]:
+    """Check what was found in pictures of this shape (N, H, W) after padding, and cut the padding off."""
+    who, (labels, values), (count, height, width) = f"Segmenter {segmenter.name!r}", found, shape
+    padded = (count, *padded_sides((height, width), segmenter.wants))
+    if not isinstance(labels, np.ndarray) or labels.shape != padded:
+        raise ContractViolation(f"{who} must return int32 {padded}; found {_describe(labels)}.")
+    if len(values) != count:
+        raise ContractViolation(f"{who} must describe {count} pictures; found {len(values)}.")
     for one, its in zip(labels, values, strict=True):
         check_label_map(one, who)
         check_values(its, int(one.max(initial=0)), who)
     whole = [Segmented(*pair) for pair in zip(labels, values, strict=True)]
-    return whole if padded.shape == batch.shape else [_cut_back(one, height, width) for one in whole]
-
-
-def _found(segmenter: Segmenter, batch: RGB) -> tuple[LabelMap, Sequence[NucleusValues]]:
-    if isinstance(segmenter, Describing):
-        return segmenter.describe(batch)
-    return segmenter.segment(batch), [{} for _ in batch]
+    return whole if padded == shape else [_cut_back(one, height, width) for one in whole]
 
 
 def _cut_back(padded: Segmented, height: int, width: int) -> Segmented:
@@ -147,11 +171,15 @@ def check_wants(kind: Kind, plugin: Plugin) -> None:
 def pad(batch: RGB, wants: Wants) -> RGB:
     """Mirror uint8 (N, H, W, 3) at its lower right up to the plugin's tile, or to a multiple of its `multiple_of`."""
     sides = batch.shape[1:3]
-    target = [wants.tile or -(-side // wants.multiple_of) * wants.multiple_of for side in sides]
-    extra = [wanted - side for wanted, side in zip(target, sides, strict=True)]
+    extra = [wanted - side for wanted, side in zip(padded_sides(sides, wants), sides, strict=True)]
     if not any(extra):
         return batch
     return np.pad(batch, ((0, 0), (0, extra[0]), (0, extra[1]), (0, 0)), mode="symmetric")
+
+
+def padded_sides(sides: tuple[int, ...], wants: Wants) -> tuple[int, ...]:
+    """Return (height, width) as the plugin takes them: its tile, or the next multiples of its `multiple_of`."""
+    return tuple(wants.tile or up_to(side, wants.multiple_of) for side in sides)
 
 
 def layout(plugin: Plugin, source: Source, *, core_px: int | None, least_halo_px: int = 0) -> tuple[int, int]:
@@ -208,82 +236,6 @@ def sample_windows(source: Source) -> list[Window]:
     ]
     chosen = sorted(np.argsort(means, kind="stable")[:SAMPLE_WINDOWS].tolist())
     return [Window(y, x, h, w) for y, x in (candidates[index] for index in chosen)]
-
-
-class Translated:
-    """The virtual H&E of a source; a `Source` whose tiles are translated when first read, on one grid for the whole picture.
-
-    Parameters
-    ----------
-    source : IHC at the translator's scale
-    translator : already fitted to the picture
-    core_px : side of a tile's core where the translator takes any size
-    """
-
-    def __init__(self, source: Source, translator: Translator, *, core_px: int | None = None) -> None:
-        self.source, self.translator = source, translator
-        wants = translator.wants
-        # A network that halves its input sees other pixels together where a tile starts between two multiples.
-        step = wants.multiple_of if wants.tile is None else 1
-        core, halo = (up_to(length, step) for length in layout(translator, source, core_px=core_px))
-        grid = tiles(source.shape, core, halo, multiple_of=step)
-        self._core, self._halo = core, halo
-        self._blend = min(wants.blend, core // 2) if len(grid) > 1 else 0
-        self._tiles = {(t.core.y // core, t.core.x // core): t for t in grid}
-        self._done: set[tuple[int, int]] = set()
-        shape = (*source.shape, 3)
-        self._canvas = Blended(shape, self._blend) if self._blend else Canvas(shape, np.uint8)
-
-    @property
-    def name(self) -> str:
-        """Name of the picture."""
-        return self.source.name
-
-    @property
-    def core_px(self) -> int:
-        """Side of a tile's core, where neighbouring tiles meet."""
-        return self._core
-
-    @property
-    def halo_px(self) -> int:
-        """Context of a tile that is cut off or blended, on each side."""
-        return self._halo
-
-    @property
-    def blend_px(self) -> int:
-        """Pixels on either side of a border between cores over which tiles fade into one another; 0 for a hard border."""
-        return self._blend
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(height, width) in pixels at the translator's scale."""
-        return self.source.shape
-
-    @property
-    def mpp(self) -> float | None:
-        """Micrometres per pixel."""
-        return self.source.mpp
-
-    def read(self, y: int, x: int, height: int, width: int) -> RGB:
-        """Return the window of virtual H&E as uint8 (height, width, 3)."""
-        touching = product(self._touching(y, height), self._touching(x, width))
-        missing = [key for key in touching if key in self._tiles and key not in self._done]
-        for batch in batches(self.translator, [self._tiles[key] for key in missing]):
-            self._paint(batch)
-        return self._canvas.read(y, x, height, width)
-
-    def _touching(self, start: int, length: int) -> range:
-        """Return the rows or columns of tiles that contribute to a stretch of the picture; some may lie outside it."""
-        return range((start - self._blend) // self._core, (start + length - 1 + self._blend) // self._core + 1)
-
-    def _paint(self, batch: list[Tile]) -> None:
-        he = translate(self.translator, read_all(self.source, [tile.outer for tile in batch]))
-        for tile, pixels in zip(batch, he, strict=True):
-            if isinstance(self._canvas, Blended):
-                self._canvas.add(tile, pixels)
-            else:
-                self._canvas.write(tile.core.y, tile.core.x, pixels[tile.core.relative_to(tile.outer).slices])
-            self._done.add((tile.core.y // self._core, tile.core.x // self._core))
 
 
 def _without_gaps(labels: LabelMap) -> LabelMap:

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from stainbridge import Image, Translator, Wants, tiling
 from stainbridge.errors import ConfigError
 from stainbridge.preservation import seam_ratio
-from stainbridge.stages import Translated
 from stainbridge.tiling import Blended, feather, tiles
+from stainbridge.virtual import Translated
 
 
 class Toy(Translator):

@@ -20,7 +20,7 @@ LAYERS = (
     "bootstrap cards color config hookspecs io measure preservation registry resampling resources scale stitching suite tiling torchkit",
     "weights",
     "discovery loading",
-    "batch demonstration execution pipeline provenance rescoring scoring stages table",
+    "batch demonstration execution pipeline provenance rescoring scoring stages table virtual",
     "datasets detections tracking",
     "evaluation",
     "report training",

@@ -10,9 +10,10 @@ from stainbridge import Image, RunConfig, Trainable, Wants, run
 from stainbridge.config import Choice
 from stainbridge.errors import ConfigError, ContractViolation, DeviceUnavailable, WeightsCorrupt, WeightsUnavailable
 from stainbridge.preservation import seam_ratio
-from stainbridge.stages import Translated, calibrated
+from stainbridge.stages import calibrated
 from stainbridge.testing import run_checks
 from stainbridge.torchkit import devices
+from stainbridge.virtual import Translated
 from stainbridge_plugins.cyclegan.translator import CycleGAN
 from stainbridge_plugins.ugatit.translator import UGATIT
 

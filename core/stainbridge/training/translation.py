@@ -18,7 +18,7 @@ from ..pipeline import Stages, run_stages, translated
 from ..preservation import BROWN_OD, Points, count_ratio, kept, nuclear_density_agreement, seam_ratio, side_by_side
 from ..records import RGB, Image, Nuclei, Source
 from ..scale import rescale
-from ..stages import Translated
+from ..virtual import Translated
 from .choosing import UnderLimit, preservation_score
 from .domain import Domain, windows_of, with_tissue
 from .fields import draw_fields
