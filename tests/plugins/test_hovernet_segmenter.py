@@ -20,7 +20,9 @@ from stainbridge.testing.subject import Subject
 torch = pytest.importorskip("torch", reason="needs the torch extra")
 pytest.importorskip("cv2", reason="needs the hovernet extra")
 
+from stainbridge_plugins.hovernet import segmenter  # noqa: E402
 from stainbridge_plugins.hovernet.network import Design, build  # noqa: E402
+from stainbridge_plugins.hovernet.nuclei import nuclei_of  # noqa: E402
 from stainbridge_plugins.hovernet.segmenter import HoVerNet  # noqa: E402
 from stainbridge_plugins.hovernet.windows import joined, windows_of  # noqa: E402
 
@@ -185,24 +187,38 @@ class TestSameResult:
             assert_array_equal(other.segment(batch), alone)
 
     def test_the_network_does_not_wait_for_nuclei_to_be_made(self, files, monkeypatch):
-        """The nuclei of the first tile are only made once the network has begun on the last."""
-        plugin = made(files["fast", 3], workers=1)
-        begun, maps, labels = [], plugin._maps, plugin._labels
+        """The nuclei of the first tile are only made once the network has begun on a tile of the batch after next."""
+        plugin = made(files["fast", 3], workers=1, beside="threads")
+        begun, maps = [], plugin._maps
         last = threading.Event()
 
         def counted(picture):
             begun.append(picture)
-            if len(begun) == 3:
+            if len(begun) == 5:
                 last.set()
             return maps(picture)
 
-        def waiting(found):
+        def waiting(*task):
             assert last.wait(60), "the network waited"
-            return labels(found)
+            return nuclei_of(*task)
 
         monkeypatch.setattr(plugin, "_maps", counted)
-        monkeypatch.setattr(plugin, "_labels", waiting)
-        assert plugin.segment(np.stack([picture(100, 4)] * 3)).max() > 0
+        monkeypatch.setattr(segmenter, "nuclei_of", waiting)
+        batches = [np.stack([picture(100, 4, seed) for seed in pair]) for pair in ((0, 1), (2, 3), (4, 5))]
+        found = list(plugin.stream(batches))
+        monkeypatch.undo()
+        for batch, one in zip(batches, found, strict=True):
+            assert_array_equal(one.labels, plugin.segment(batch))
+
+    def test_processes_and_threads_make_the_same_nuclei(self, files):
+        batch = np.stack([picture(150, 9, seed) for seed in range(3)])
+        labels, values = made(files["fast", 3], beside="threads").describe(batch)
+        others, told = made(files["fast", 3], beside="processes").describe(batch)
+        assert labels.max() > 3
+        assert_array_equal(labels, others)
+        for one, other in zip(values, told, strict=True):
+            assert one.keys() == other.keys() == {"type", "type_share"}
+            assert all(np.array_equal(one[name], other[name]) for name in one)
 
     @pytest.mark.parametrize(("precision", "share"), [("fp32", 0.999), ("bf16", 0.99)])
     def test_openvino_finds_the_same_nuclei(self, files, fast, precision, share):

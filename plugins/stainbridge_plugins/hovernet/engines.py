@@ -73,6 +73,11 @@ class Engine:
         # OpenVINO rounds by itself; what autocast rounds would become part of its model.
         self._mixed = name != "openvino"
 
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the network runs on a GPU."""
+        return bool(self._device.type == "cuda")
+
     def maps(self, windows: RGB, *, file: Path | None = None) -> Maps:
         """Map uint8 (n, w, w, 3), sides as the design's `window_px`, to (n, C, m, m) with its `output_px`.
 

@@ -2,47 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from stainbridge import RGB, Described, LabelMap, Learner, PluginConfig, Segmenter, Wants
 from stainbridge.errors import ConfigError, WeightsUnavailable
 from stainbridge.torchkit import AskedPrecision
 
+from .beside import Beside, Place
 from .checkpoint import read_network
 from .engines import Engine, EngineName, Maps
 from .learner import PRESETS, Training, learner
-from .measuring import NucleusTable, measure, types_of
 from .network import Design, Mode
-from .postprocessing import Normalisation, Rules, find_instances, require_cv2
+from .nuclei import Found, Nuclei, found_in, nuclei_of
+from .postprocessing import Normalisation, Rules, require_cv2
 from .windows import joined, windows_of
-
-Made = TypeVar("Made")
 
 # A window sees 46 or 95 px beyond its output, and nuclei are up to 40 px from their centre to their rim.
 _HALO_PX = 96
 _TILES_AT_ONCE = 4
-
-
-@dataclass(frozen=True)
-class Found:
-    """What HoVer-Net finds in one picture.
-
-    Parameters
-    ----------
-    labels : int32 (H, W), ids 0..n without gaps
-    table : box, centroid, contour and type of the nuclei
-    """
-
-    labels: LabelMap
-    table: NucleusTable
+_BATCHES_AHEAD = 2
 
 
 class HoVerNet(Segmenter):
@@ -92,7 +77,11 @@ class HoVerNet(Segmenter):
             "fp32", description="fp32, bf16, fp16 (CUDA only), or auto, the fastest that the device has"
         )
         batch_size: int = Field(16, ge=1, le=1024, description="windows at once on a GPU; a CPU takes one")
-        workers: int = Field(2, ge=1, le=64, description="threads that make nuclei of maps while the network goes on")
+        workers: int = Field(2, ge=1, le=64, description="how many make nuclei of maps while the network goes on")
+        beside: Place = Field(
+            "auto",
+            description="where: threads, or processes, which keep a GPU busy; auto: processes beside a GPU, threads on a CPU",
+        )
 
         @model_validator(mode="after")
         def _as_many_names(self) -> HoVerNet.Config:
@@ -123,6 +112,8 @@ class HoVerNet(Segmenter):
             precision=self.config.precision,
             batch_size=self.config.batch_size,
         )
+        processes = self._engine.on_gpu if self.config.beside == "auto" else self.config.beside == "processes"
+        self._beside = Beside(self.config.workers, processes=processes)
         self._rules = Rules(
             **self.config.model_dump(include={"normalisation", "least_probability", "edge", "least_px"})
         )
@@ -139,7 +130,7 @@ class HoVerNet(Segmenter):
 
     @property
     def batch_size(self) -> int:
-        """Tiles at once: while the nuclei of one are made, the network runs on the next."""
+        """Tiles at once."""
         return _TILES_AT_ONCE
 
     @property
@@ -157,46 +148,38 @@ class HoVerNet(Segmenter):
         DeviceUnavailable
             If a single window does not fit into the memory of the device.
         """
-        return np.stack(self._each(batch, self._labels))
+        return self.describe(batch).labels
 
     def describe(self, batch: RGB) -> Described:
         """Segment uint8 (N, H, W, 3) H&E, and tell of each nucleus its type, a position in `type_names`, and the type's share.
 
         A network without types tells nothing. Errors are those of `segment`.
         """
-        found = self._each(batch, self._labels_and_values)
-        return Described(np.stack([labels for labels, _ in found]), [values for _, values in found])
+        return next(self.stream([batch]))
+
+    def stream(self, batches: Iterable[RGB]) -> Iterator[Described]:
+        """Yield what `describe` gives for each batch; the network runs on later ones while the nuclei of a batch are made."""
+        begun: deque[list[Future[Nuclei]]] = deque()
+        for batch in batches:
+            begun.append([self._beside.submit(nuclei_of, *self._task(picture)) for picture in batch])
+            if len(begun) > _BATCHES_AHEAD:
+                yield _described(begun.popleft())
+        yield from map(_described, begun)
 
     def segment_with_types(self, batch: RGB) -> list[Found]:
         """Segment uint8 (N, H, W, 3) H&E and measure each nucleus; the labels are those of `segment`, and so are the errors.
 
         Types are positions in `type_names`.
         """
-        return self._each(batch, self._labels_and_table)
+        begun = [self._beside.submit(found_in, *self._task(picture)) for picture in batch]
+        return [one.result() for one in begun]
 
-    def _each(self, batch: RGB, finish: Callable[[Maps], Made]) -> list[Made]:
-        """Return `finish` of the maps of each picture, in threads: OpenCV and numpy do most of it without Python's lock."""
-        with ThreadPoolExecutor(self.config.workers) as pool:
-            made = [pool.submit(finish, self._maps(picture)) for picture in batch]
-            return [one.result() for one in made]
+    def _task(self, picture: RGB) -> tuple[Maps, Rules]:
+        return self._maps(picture), self._rules
 
     def _maps(self, picture: RGB) -> Maps:
         windows = windows_of(picture, self.design.window_px, self.design.output_px)
         return joined(self._engine.maps(windows, file=self._file), *picture.shape[:2])
-
-    def _labels(self, maps: Maps) -> LabelMap:
-        return find_instances(maps[-3], maps[-2:], self._rules)
-
-    def _labels_and_table(self, maps: Maps) -> Found:
-        labels = self._labels(maps)
-        return Found(labels, measure(labels, maps[0].astype(np.uint8) if self.design.types else None))
-
-    def _labels_and_values(self, maps: Maps) -> tuple[LabelMap, dict[str, NDArray[np.float64]]]:
-        labels = self._labels(maps)
-        if not self.design.types:
-            return labels, {}
-        types, shares = types_of(labels, maps[0].astype(np.uint8))
-        return labels, {"type": types.astype(np.float64), "type_share": shares}
 
     def _one_file(self) -> Path:
         if self.config.path is not None:
@@ -218,3 +201,8 @@ class HoVerNet(Segmenter):
                 f"{'with background' if self.design.types else ''}".rstrip()
                 + ".\nName each type, background first."
             )
+
+
+def _described(made: list[Future[Nuclei]]) -> Described:
+    found = [one.result() for one in made]
+    return Described(np.stack([labels for labels, _ in found]), [values for _, values in found])
