@@ -92,6 +92,7 @@ class Model(Facts):
     licence, commercial : of the weights
     training : names of the data sets it was trained on, so that leakage can be flagged
     citation : the paper, or an empty string
+    note : what to know before it is used, or an empty string
     """
 
     plugin: Filled
@@ -102,6 +103,7 @@ class Model(Facts):
     commercial: bool
     training: tuple[str, ...] = ()
     citation: str = ""
+    note: str = ""
 
     @field_validator("weights")
     @classmethod

@@ -292,6 +292,12 @@ def test_checking_an_unknown_plugin_names_the_nearest(stain):
     assert "identity" in stderr
 
 
+def test_models_that_could_not_be_tried_say_so(stain):
+    told = " ".join(stain("models", "list")[1].split())
+    assert "deepliif/1.1.2, deepliif/current, hovernet/consep" in told
+    assert "hovernet/pannuke: the published networks could not be loaded" in told
+
+
 def test_models_are_listed_with_licence(stain):
     code, stdout, _ = stain("models", "list", "--json")
     assert code == 0

@@ -233,6 +233,9 @@ def print_models(registry: Registry, *, as_json: bool = False) -> None:
     ]
     names = ("model", "summary", "licence", "commercial use", "trained on", "MB")
     table("Models", names, rows, right=["MB"])
+    noted = {name: model.note for name, model in sorted(registry.models.items()) if model.note}
+    for note in dict.fromkeys(noted.values()):
+        print_line(f"{', '.join(name for name, its in noted.items() if its == note)}: {note}")
 
 
 def print_line(text: str) -> None:
