@@ -394,6 +394,26 @@ class TestSettings:
         with pytest.raises(DeviceUnavailable, match="is for CUDA devices"):
             resolve_precision("fp16", CPU)
 
+    @pytest.mark.parametrize(
+        ("capability", "hip", "chosen"),
+        [
+            ((6, 0), None, "fp32"),
+            ((7, 0), None, "fp32"),
+            ((7, 5), None, "fp32"),
+            ((8, 0), None, "bf16"),
+            ((6, 0), "6.4", "bf16"),
+        ],
+    )
+    def test_auto_is_bf16_on_the_cards_that_do_not_emulate_it(self, monkeypatch, capability, hip, chosen):
+        asked = torch.device("cuda:1")
+        # A second card of another kind, which is the current one; and torch counts emulation.
+        monkeypatch.setattr(
+            torch.cuda, "get_device_capability", lambda device=None: capability if device == asked else (9, 0)
+        )
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
+        monkeypatch.setattr(torch.version, "hip", hip)
+        assert resolve_precision("auto", asked) == chosen
+
 
 class TestOneProcess:
     def test_it_is_rank_0_of_1_and_everything_passes_through(self):

@@ -85,11 +85,10 @@ def inference_precision(asked: AskedPrecision, device: torch.device) -> Precisio
     """
     if asked not in get_args(AskedPrecision):
         raise ConfigError(f"A precision is one of {', '.join(get_args(AskedPrecision))}; found {asked!r}.")
-    torch = import_torch(f"precision {asked!r}")
     if device.type == "cuda":
         if asked != "auto":
             return asked
-        return "bf16" if torch.version.hip or torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
+        return "bf16" if cuda_has_bf16(device) else "fp16"
     if asked == "auto":
         return "bf16" if cpu_has_bf16() else "fp32"
     if asked == "fp16":
@@ -103,6 +102,15 @@ def inference_precision(asked: AskedPrecision, device: torch.device) -> Precisio
             "Set precision = 'fp32', or pass --device cuda on a machine that has one."
         )
     return asked
+
+
+def cuda_has_bf16(device: torch.device) -> bool:
+    """Return whether a card computes in bfloat16 itself: NVIDIA's since compute capability 8.0, and AMD's that torch runs on.
+
+    `torch.cuda.is_bf16_supported` also says yes of older cards, which emulate it more slowly than fp32, and asks the current device.
+    """
+    torch = import_torch("precision")
+    return bool(torch.version.hip) or tuple(torch.cuda.get_device_capability(device)) >= (8, 0)
 
 
 def cpu_has_bf16() -> bool:

@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import Field
 
 from ..interfaces import PluginConfig, Snapshot
-from .devices import AskedPrecision, Precision, autocast, import_torch
+from .devices import AskedPrecision, Precision, autocast, cuda_has_bf16, import_torch
 from .ensemble import Ensemble, Losses
 from .states import adam, copied, joined, of_network, of_optimiser, part, to_network, to_optimiser, to_tensors
 
@@ -35,7 +35,9 @@ __all__ = [
 class LearnerSettings(PluginConfig):
     """How a learner computes, whatever it learns."""
 
-    precision: AskedPrecision = Field("auto", description="auto: bf16 on CUDA devices that have it, else fp32")
+    precision: AskedPrecision = Field(
+        "auto", description="auto: bf16 on GPUs that compute in it (NVIDIA: Ampere or newer), else fp32"
+    )
     channels_last: bool | None = Field(
         None, description="memory format of pictures and weights; None: on CPUs, and on GPUs if networks are compiled"
     )
@@ -65,9 +67,8 @@ def resolve_precision(precision: AskedPrecision, device: torch.device) -> Precis
     DeviceUnavailable
         As `stainbridge.torchkit.autocast`.
     """
-    torch = import_torch("training")
     if precision == "auto":
-        return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+        return "bf16" if device.type == "cuda" and cuda_has_bf16(device) else "fp32"
     autocast(device, precision)
     return precision
 
