@@ -115,14 +115,22 @@ class TestArithmetic:
 
     def test_the_network_is_given_rgb_planes_between_minus_one_and_one(self):
         net = Constant(0.0)
-        picture = np.zeros((1, 4, 8, 3), np.uint8)
+        picture = np.zeros((1, 8, 12, 3), np.uint8)
         picture[0, 1, 2] = (255, 0, 51)
         toy = runner(net)
         toy(picture)
         (given,) = toy._network.given
-        assert given.shape == (1, 3, 4, 8)
+        assert given.shape == (1, 3, 8, 12)
         assert given[0, :, 1, 2].tolist() == pytest.approx([1.0, -1.0, -0.6])
         assert given.is_contiguous(memory_format=torch.channels_last)
+
+    @pytest.mark.parametrize("shape", [(4, 4), (4, 8), (12, 4)])
+    def test_a_picture_of_less_than_8_px_is_the_corner_of_a_mirrored_one(self, shape):
+        small = pictures(2, *shape)
+        wide = np.concatenate([small, small[:, ::-1]], axis=1)[:, : max(8, shape[0])]
+        wide = np.concatenate([wide, wide[:, :, ::-1]], axis=2)[:, :, : max(8, shape[1])]
+        for toy in (runner(network()), runner(network()).fixed(small)):
+            assert np.array_equal(toy(small), toy(wide)[:, : shape[0], : shape[1]])
 
     def test_a_read_only_view_is_as_good_as_an_array(self):
         wide = np.repeat(pictures(2), 2, axis=2)

@@ -157,6 +157,14 @@ class TestTiles:
             assert he.shape == pixels.shape
             assert he.std() > 5
 
+    @pytest.mark.parametrize("kind", KINDS)
+    @pytest.mark.parametrize("shape", [(1, 1), (3, 3), (4, 4), (5, 1), (4, 700), (700, 4)])
+    def test_pictures_of_a_few_pixels_are_translated_in_their_size(self, make, ihc, kind, shape):
+        pixels = np.ascontiguousarray(np.tile(ihc, (2, 2, 1))[: shape[0], : shape[1]])
+        for statistics in ("tile", "slide"):
+            he, _ = translated(make(kind, statistics=statistics), pixels)
+            assert he.shape == pixels.shape
+
     def test_a_full_ugatit_shown_another_size_uncalibrated_says_so(self, make, ihc):
         with pytest.raises(ContractViolation, match="takes pictures of 64 x 64 px; found 96 x 96"):
             make("ugatit full", statistics="slide").translate(ihc[None, :96, :96])

@@ -34,6 +34,9 @@ FILE = "generator.safetensors"
 MULTIPLE_OF = 4
 """Generators halve their input twice."""
 
+LEAST_PX = 8
+"""Least side of their input: of one of 4 px a single row would be left, which has nothing to be mirrored at its rim."""
+
 SAMPLE_SIDE_PX, SAMPLE_WINDOWS = 512, 8
 
 
@@ -144,6 +147,8 @@ class Runner:
     def __call__(self, batch: RGB) -> RGB:
         """Translate uint8 (N, H, W, 3) to the same shape; values are cut to whole grey levels, as the originals do.
 
+        What a side lacks to `LEAST_PX` is mirrored, and cut off again.
+
         Raises
         ------
         ContractViolation
@@ -198,6 +203,9 @@ class Runner:
                 f"{self._who} takes pictures of {self._size} x {self._size} px; found {batch.shape[1]} x {batch.shape[2]}.\n"
                 "With statistics = 'slide' it takes any size once it was calibrated to the picture."
             )
+        height, width = batch.shape[1:3]
+        if min(height, width) < LEAST_PX:
+            batch = _mirrored(batch, max(height, LEAST_PX), max(width, LEAST_PX))
         with torch.inference_mode():
             found = self._run(self._signal(batch))
             if not bool(torch.isfinite(found).all()):
@@ -205,7 +213,7 @@ class Runner:
                     f"{self._who} gave values that are not finite in {self.precision}.\n{self._advice}"
                 )
             levels = found.float().add(1.0).div(2.0).mul(255.0).to(torch.uint8)
-            translated: RGB = levels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+            translated: RGB = levels.permute(0, 2, 3, 1)[:, :height, :width].contiguous().cpu().numpy()
         return translated
 
     @property
@@ -222,7 +230,7 @@ def _windows(sample: RGB, budget_px: int, *, size: int | None) -> RGB:
     """
     count, height, width = sample.shape[:3]
     if size is None and count * height * width <= budget_px:
-        return _mirrored(sample, *(-(-side // MULTIPLE_OF) * MULTIPLE_OF for side in (height, width)))
+        return _mirrored(sample, *(max(LEAST_PX, -(-side // MULTIPLE_OF) * MULTIPLE_OF) for side in (height, width)))
     side = size or SAMPLE_SIDE_PX
     places = [(index, y, x) for index in range(count) for y in _spread(height, side) for x in _spread(width, side)]
     chosen = np.linspace(0, len(places) - 1, min(len(places), max(1, budget_px // side**2))).round().astype(int)
