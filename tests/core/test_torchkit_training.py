@@ -339,6 +339,9 @@ class TestEnsemble:
         one.descend("left", [(torch.full((2, 3, 9, 9), math.inf),)], self.objective(one))
         assert all(torch.equal(tensor, before[key]) for key, tensor in of_network(one.networks["left"]).tensors.items())
         assert one._scaler.get_scale() == 4.0
+        assert one.moved == {"left": False}
+        one.descend("left", [(torch.rand(2, 3, 9, 9),)], self.objective(one))
+        assert one.moved == {"left": True}
 
     def test_the_search_for_fast_convolutions_is_put_back_as_it_was(self):
         one = self.ensemble()

@@ -22,6 +22,8 @@ import learner_cases  # noqa: E402
 from cyclegan_reference import Pool, Reference  # noqa: E402
 from learner_cases import SIDE, batches, gradients, in_two_ranks, relative, state  # noqa: E402
 
+from stainbridge.torchkit.training import resolve_precision  # noqa: E402
+
 pytestmark = pytest.mark.heavy
 
 NAMES = ("generator_he", "generator_ihc", "discriminator_he", "discriminator_ihc")
@@ -238,6 +240,21 @@ class TestOptions:
         assert not torch.equal(own, mean)
         assert torch.equal(own, plain.ensemble.networks["generator_he"].model[1].weight.detach())
 
+    def test_a_step_that_half_precision_skips_is_not_averaged(self):
+        one = small(ema=0.9)
+        (batch,) = batches(1)
+        one.step(batch)
+        before = one._average.snapshot()
+        # A scale beyond the largest number makes every gradient infinite, as an overflow does.
+        one.ensemble._scaler = torch.amp.GradScaler("cpu", init_scale=3e38)
+        one.step(batch)
+        after = one._average.snapshot()
+        assert after.values == before.values == {"updates": 1}
+        assert all(torch.equal(tensor, before.tensors[name]) for name, tensor in after.tensors.items())
+        one.ensemble._scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+        one.step(batch)
+        assert one._average.snapshot().values == {"updates": 2}
+
     def test_what_is_exported_can_be_written_and_makes_the_same_pictures(self, tmp_path):
         from safetensors.torch import load_file, save_file
 
@@ -288,6 +305,14 @@ class TestOptions:
         Training(**preset["learner"])
         assert (preset["patch_px"], preset["resize_px"], preset["flips"]) == (256, 286, "horizontal")
         assert (preset["epochs"], preset["batch_size"]) == {"paper": (30, 10), "original": (200, 1)}[name]
+
+    @pytest.mark.parametrize(("preset", "precision"), [("paper", "fp32"), ("original", "fp32")])
+    def test_the_paper_and_the_original_train_in_single_precision_on_a_card_with_bf16(
+        self, monkeypatch, preset, precision
+    ):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+        asked = Training(**PRESETS[preset]["learner"]).precision
+        assert resolve_precision(asked, torch.device("cuda")) == precision
 
     @pytest.mark.parametrize(
         "wrong", [{"lamda": 1}, {"lr": -1e-4}, {"ema": 1.0}, {"accumulate": 0}, {"precision": "int8"}]

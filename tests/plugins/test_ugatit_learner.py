@@ -22,6 +22,8 @@ import learner_cases  # noqa: E402
 from learner_cases import SIDE, batches, gradients, in_two_ranks, relative, state  # noqa: E402
 from ugatit_reference import Reference  # noqa: E402
 
+from stainbridge.torchkit.training import resolve_precision  # noqa: E402
+
 pytestmark = pytest.mark.heavy
 
 NAMES = {
@@ -215,6 +217,21 @@ class TestOptions:
         for name, truth in gradients(whole).items():
             assert relative(gradients(parts)[name], truth) <= 1e-5, name
 
+    def test_a_step_that_half_precision_skips_is_not_averaged(self):
+        one = small(ema=0.9)
+        (batch,) = batches(1)
+        one.step(batch)
+        before = one._average.snapshot()
+        # A scale beyond the largest number makes every gradient infinite, as an overflow does.
+        one.ensemble._scaler = torch.amp.GradScaler("cpu", init_scale=3e38)
+        one.step(batch)
+        after = one._average.snapshot()
+        assert after.values == before.values == {"updates": 1}
+        assert all(torch.equal(tensor, before.tensors[name]) for name, tensor in after.tensors.items())
+        one.ensemble._scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+        one.step(batch)
+        assert one._average.snapshot().values == {"updates": 2}
+
     def test_what_is_exported_makes_the_same_pictures(self):
         from stainbridge_plugins.ugatit.networks import generator
 
@@ -261,6 +278,14 @@ class TestOptions:
         assert (PRESETS["paper"]["epochs"], PRESETS["paper"]["batch_size"]) == (20, 2)
         assert PRESETS["original"]["epochs"] * PRESETS["original"]["steps"] == 1_000_000
         assert Training(**PRESETS["light"]["learner"]).light
+
+    @pytest.mark.parametrize(("preset", "precision"), [("paper", "fp32"), ("original", "fp32"), ("light", "bf16")])
+    def test_the_paper_and_the_original_train_in_single_precision_on_a_card_with_bf16(
+        self, monkeypatch, preset, precision
+    ):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+        asked = Training(**PRESETS[preset]["learner"]).precision
+        assert resolve_precision(asked, torch.device("cuda")) == precision
 
     @pytest.mark.parametrize("wrong", [{"lamda": 1}, {"lr": -1e-4}, {"lambda_cam": -1}, {"local_layers": 2}])
     def test_settings_that_are_unknown_or_out_of_range_are_refused(self, wrong):

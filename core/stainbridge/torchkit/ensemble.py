@@ -85,6 +85,8 @@ class Ensemble:
         self._teams: dict[str, tuple[str, ...]] = {}
         self._learning = frozenset(self.networks)
         self.optimisers: dict[str, Any] = {}
+        self.moved: dict[str, bool] = {}
+        """Whether the last step of a team was taken: in half precision one whose gradients overflow is not."""
         self._scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
 
     def team(self, team: str, *names: str, **options: Any) -> None:
@@ -160,8 +162,7 @@ class Ensemble:
                 losses = {name: losses.get(name, 0.0) + value.detach() * share for name, value in found.items()}
                 made.append(by_product)
         aligned(optimiser)
-        self._scaler.step(optimiser)
-        self._scaler.update()
+        self.moved[team] = self._moved(optimiser)
         return losses, made
 
     def weights(self, name: str, average: EMA | None = None) -> dict[str, torch.Tensor]:
@@ -206,6 +207,16 @@ class Ensemble:
             to_optimiser(optimiser, part(state, f"optimiser.{name}"))
         if scale := part(state, "scaler").values:
             self._scaler.load_state_dict(dict(scale))
+
+    def _moved(self, optimiser: torch.optim.Optimizer) -> bool:
+        """Take a step, unless the scaled gradients overflowed; return whether it was taken."""
+        if not self._scaler.is_enabled():
+            optimiser.step()
+            return True
+        before = self._scaler.get_scale()
+        self._scaler.step(optimiser)
+        self._scaler.update()
+        return bool(self._scaler.get_scale() >= before)
 
     @contextmanager
     def tuned(self) -> Iterator[None]:

@@ -22,6 +22,7 @@ __all__ = [
     "LearnerSettings",
     "Losses",
     "adam",
+    "distance",
     "joined",
     "of_network",
     "of_optimiser",
@@ -71,6 +72,14 @@ def resolve_precision(precision: AskedPrecision, device: torch.device) -> Precis
         return "bf16" if device.type == "cuda" and cuda_has_bf16(device) else "fp32"
     autocast(device, precision)
     return precision
+
+
+def distance(found: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+    """Return the mean absolute difference of two batches, by which cycles and identity are judged."""
+    import torch
+
+    difference: torch.Tensor = torch.nn.functional.l1_loss(found, truth)
+    return difference
 
 
 class ImagePool:

@@ -12,37 +12,38 @@ from pydantic import Field
 from stainbridge import RGB, Exported, Snapshot, Unpaired
 from stainbridge.errors import ConfigError
 from stainbridge.torchkit import parallel, resolve_device
+from stainbridge.torchkit.generators import FILE, MULTIPLE_OF
 from stainbridge.torchkit.training import (
     EMA,
     Ensemble,
     ImagePool,
     LearnerSettings,
     Losses,
+    distance,
     joined,
     part,
     resolve_precision,
 )
 
-from .losses import adversarial, discrimination, distance
-from .networks import MULTIPLE_OF, discriminator, generator, initialise
+from .losses import adversarial, discrimination
+from .networks import discriminator, generator, initialise
 from .schedule import share
 
 if TYPE_CHECKING:
     import torch
 
-FILE = "generator.safetensors"
-
 _DATA = {"patch_px": 256, "resize_px": 286, "flips": "horizontal"}
-_SCHEDULE = {"constant_epochs": 100, "decay_epochs": 100, "legacy_schedule": True}
+# The original knows no mixed precision.
+_LEARNER = {"precision": "fp32", "constant_epochs": 100, "decay_epochs": 100, "legacy_schedule": True}
 
 PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         # The paper does not say how its 30 epochs are split; the original's 100 + 100 stopped early is a constant rate.
-        "paper": {"epochs": 30, "batch_size": 10, **_DATA, "learner": _SCHEDULE},
-        "original": {"epochs": 200, "batch_size": 1, **_DATA, "learner": _SCHEDULE},
+        "paper": {"epochs": 30, "batch_size": 10, **_DATA, "learner": _LEARNER},
+        "original": {"epochs": 200, "batch_size": 1, **_DATA, "learner": _LEARNER},
     }
 )
-"""Trainings of the paper and of the original implementation."""
+"""Trainings of the paper and of the original implementation, in single precision."""
 
 
 class Training(LearnerSettings):
@@ -122,7 +123,7 @@ class CycleGANLearner:
         """Learn from pictures of both stains, generators first; return the weighted losses, whose sums are what is learnt."""
         parts = self.ensemble.parts(batch.ihc, batch.he, count=self.settings.accumulate)
         losses, faked = self.ensemble.descend("generators", parts, self._generate)
-        if self._average:
+        if self._average and self.ensemble.moved["generators"]:
             self._average.update()
         judged, _ = self.ensemble.descend("discriminators", [self._exchanged(one) for one in faked], self._judge)
         return Losses({**losses, **judged})

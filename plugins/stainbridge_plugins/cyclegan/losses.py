@@ -18,10 +18,3 @@ def adversarial(judged: torch.Tensor, *, real: bool) -> torch.Tensor:
 def discrimination(real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
     """Return what a discriminator wants small, from its values for real and for fake pictures."""
     return 0.5 * (adversarial(real, real=True) + adversarial(fake, real=False))
-
-
-def distance(found: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-    """Return the mean absolute difference of two batches."""
-    import torch
-
-    return torch.nn.functional.l1_loss(found, truth)

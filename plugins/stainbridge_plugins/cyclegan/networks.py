@@ -14,9 +14,6 @@ from stainbridge.torchkit.normalisation import instance_norm
 if TYPE_CHECKING:
     import torch
 
-MULTIPLE_OF = 4
-"""The output has the size of the input where both sides are multiples of this."""
-
 
 def generator(*, channels: int = 64, blocks: int = 9, dropout: bool = False) -> torch.nn.Module:
     """Return a generator: pictures to pictures of the same size, in [-1, 1].

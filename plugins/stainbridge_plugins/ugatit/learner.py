@@ -12,30 +12,44 @@ from pydantic import Field
 from stainbridge import RGB, Exported, Snapshot, Unpaired
 from stainbridge.errors import ConfigError
 from stainbridge.torchkit import import_torch, resolve_device
-from stainbridge.torchkit.training import EMA, Ensemble, LearnerSettings, Losses, joined, part, resolve_precision
+from stainbridge.torchkit.generators import FILE, MULTIPLE_OF
+from stainbridge.torchkit.training import (
+    EMA,
+    Ensemble,
+    LearnerSettings,
+    Losses,
+    distance,
+    joined,
+    part,
+    resolve_precision,
+)
 
-from .losses import adversarial, attention, distance
-from .networks import MULTIPLE_OF, clip_rho, discriminator, generator
+from .losses import adversarial, attention
+from .networks import clip_rho, discriminator, generator
 
 if TYPE_CHECKING:
     import torch
 
-FILE = "generator.safetensors"
 STAINS = ("he", "ihc")
 REACHES = ("global", "local")
 GENERATORS = tuple(f"generator_{stain}" for stain in STAINS)
 
 _DATA = {"patch_px": 256, "resize_px": 286, "resize_by": "bilinear", "flips": "horizontal"}
+# The original knows no mixed precision.
+_FULL = {"light": False, "precision": "fp32"}
 
 PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         # The paper does not name the mode; "uses more memory since it has fully connected layers" is the full one.
-        "paper": {"epochs": 20, "batch_size": 2, **_DATA, "learner": {"light": False}},
+        "paper": {"epochs": 20, "batch_size": 2, **_DATA, "learner": _FULL},
         "light": {"epochs": 20, "batch_size": 2, **_DATA, "learner": {"light": True}},
-        "original": {"epochs": 100, "steps": 10_000, "batch_size": 1, **_DATA, "learner": {"light": False}},
+        "original": {"epochs": 100, "steps": 10_000, "batch_size": 1, **_DATA, "learner": _FULL},
     }
 )
-"""Trainings of the paper, of the paper with a network of a twentieth of the size, and of the original: 1,000,000 steps."""
+"""Trainings of the paper, of the paper with a network of a twentieth of the size, and of the original: 1,000,000 steps.
+
+That of the paper and that of the original are in single precision.
+"""
 
 
 class Training(LearnerSettings):
@@ -132,7 +146,7 @@ class UGATITLearner:
         losses, _ = self.ensemble.descend("generators", once, self._generate)
         for name in GENERATORS:
             clip_rho(self.ensemble.networks[name])
-        if self._average:
+        if self._average and self.ensemble.moved["generators"]:
             self._average.update()
         return Losses({**losses, **judged})
 

@@ -37,10 +37,3 @@ def attention(translated: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
     entropy = torch.nn.functional.binary_cross_entropy_with_logits
     found: torch.Tensor = entropy(translated, torch.ones_like(translated)) + entropy(kept, torch.zeros_like(kept))
     return found
-
-
-def distance(found: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-    """Return the mean absolute difference of two batches."""
-    import torch
-
-    return torch.nn.functional.l1_loss(found, truth)

@@ -17,9 +17,6 @@ from .layers import norms, pools, spectral
 if TYPE_CHECKING:
     import torch
 
-MULTIPLE_OF = 4
-"""A generator takes pictures whose sides are multiples of this."""
-
 
 def generator(*, channels: int = 64, blocks: int = 4, size: int = 256, light: bool = False) -> torch.nn.Module:
     """Return a generator: pictures to (pictures of the same size in [-1, 1], logits (N, 2), heat map (N, 1, H / 4, W / 4)).
