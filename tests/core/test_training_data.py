@@ -104,6 +104,7 @@ class TestWhichPictures:
         assert "truncated or damaged" in rows["ihc/cut.png"]
         assert "0 bytes" in rows["ihc/void.tif"]
         assert "is grey" in rows["ihc/grey.png"]
+        assert rows["ihc/grey.png"].endswith("Export it as 8-bit RGB.")
         assert {one.file for one in found.listed if one.side == "ihc"} == {"ihc/i0.png", "ihc/i1.png"}
 
     def test_a_side_of_bad_files_only_is_an_error_with_their_reasons(self, sides):
@@ -147,6 +148,58 @@ class TestWhichPictures:
         with pytest.raises(NoPictures, match=r"held_out = .* holds out all of it"):
             opened(sides, watch={"held_out": ["i*"]})
 
+    @pytest.mark.parametrize("pattern", ["case/*", "case/", "ihc/case/*", "./case/x*", "ihc/case/x.png", "x.png"])
+    def test_folders_can_be_held_out(self, sides, pattern):
+        save(sides / "ihc" / "case" / "x.png", ihc(7), 0.25)
+        found = opened(sides, watch={"held_out": [pattern, "h1.png"]})
+        assert [one.name for one in found.watched.ihc] == ["x"]
+        assert [one.listed.file for one in found.sides["ihc"].pictures] == ["ihc/i0.png", "ihc/i1.png"]
+        assert found.watched.held_out == {"ihc": ["ihc/case/x.png"], "he": ["he/h1.png"]}
+
+    def test_nothing_held_out_is_written_down_as_nothing(self, sides):
+        assert opened(sides).watched.held_out == {"ihc": [], "he": []}
+
+    @pytest.mark.parametrize(
+        ("pattern", "message"),
+        [
+            ("j0*", r"'j0\*' names none of the 5 pictures of ihc and he\. Nearest: .*'i0\.png'"),
+            ("caze/*", r"'caze/\*' names none .* Nearest: 'case/x\.png'"),
+            ("case", r"'case' names none .* It is the name of a folder: write 'case/\*'\."),
+            ("grey*", r"'grey\*' names only pictures that cannot be used\.\n  ihc/grey\.png: .*is grey"),
+        ],
+    )
+    def test_a_pattern_that_holds_nothing_out_is_refused(self, sides, pattern, message):
+        save(sides / "ihc" / "case" / "x.png", ihc(7), 0.25)
+        save(sides / "ihc" / "grey.png", np.zeros((64, 64), np.uint8))
+        with pytest.raises(ConfigError, match=message):
+            opened(sides, watch={"held_out": ["i0*", pattern]})
+
+    def test_what_a_training_wrote_is_not_learned_from(self, sides):
+        for run in ("run", "deep/other"):
+            save(sides / "ihc" / run / "grids" / "epoch_0001.png", ihc(8), 0.25)
+            (sides / "ihc" / run / "training.json").write_text("{}")
+        save(sides / "ihc" / "mine" / "grids" / "epoch_0001.png", ihc(9), 0.25)
+        for named in (sides / "ihc", sides / "ihc" / "**" / "*.png"):
+            found = open_data(config(sides, ihc=named), "unpaired", out=sides / "ihc" / "mine")
+            assert {one.listed.file.rpartition("/")[2] for one in found.sides["ihc"].pictures} == {"i0.png", "i1.png"}
+            assert len(found.skipped) == 3
+            assert all("folder of a training" in one.reason for one in found.skipped)
+        with pytest.raises(NoPictures, match=r"The ihc side is empty: .*run' holds only what a training wrote"):
+            opened(sides, ihc=[sides / "ihc" / "i0.png", sides / "ihc" / "run"])
+        file = sides / "ihc" / "run" / "grids" / "epoch_0001.png"
+        assert opened(sides, ihc=file).listed[0].file == "epoch_0001.png"
+
+    def test_the_same_pictures_on_both_sides_are_refused(self, sides):
+        whole = (sides / "ihc" / "i1.png").read_bytes()
+        (sides / "he" / "copy.png").write_bytes(whole)
+        with pytest.raises(ConfigError, match=r"'he/copy\.png' of the he side is 'ihc/i1\.png' of the ihc side, byte"):
+            opened(sides)
+        (sides / "he" / "copy.png").unlink()
+        with pytest.raises(ConfigError, match=r"and so are 1 more\.\n--ihc \S+ holds what --he names"):
+            opened(sides, ihc=sides)
+        with pytest.raises(ConfigError, match=r"Give each side a folder, or a pattern"):
+            opened(sides, he=sides / "ihc")
+
     def test_a_tiled_tiff_is_read_by_window(self, sides):
         pixels = ihc(side=256)
         tifffile.imwrite(sides / "ihc" / "slide.tif", pixels, tile=(64, 64), photometric="rgb", compression="zlib")
@@ -182,6 +235,12 @@ class TestGoingOnNeedsTheSamePictures:
         with pytest.raises(DataCorrupt, match=r"'ihc/new\.png' of 'ihc' is new"):
             check_same(before, opened(before))
 
+    @pytest.mark.parametrize("text", [None, "", "side,file\n", "\0"])
+    def test_a_list_that_is_gone_or_damaged_is_an_error_of_ours(self, before, text):
+        (before / "data.csv").unlink() if text is None else (before / "data.csv").write_text(text)
+        with pytest.raises(DataCorrupt, match=r"data\.csv', the pictures that the training began with, cannot be read"):
+            check_same(before, opened(before))
+
     def test_another_order_is_found(self, before):
         files = sorted((before / "ihc").iterdir())
         write_lists(before, opened(before, ihc=files))
@@ -215,7 +274,7 @@ class TestTissue:
 
     def test_patches_have_the_tissue_that_was_asked_for(self, tmp_path):
         save(tmp_path / "ihc" / "a.png", half_tissue(), 0.25)
-        save(tmp_path / "he" / "a.png", half_tissue(), 0.25)
+        save(tmp_path / "he" / "a.png", half_tissue(98), 0.25)
         found = opened(tmp_path, tissue=0.75)
         batch = found.batch(1, range(60))
         glass = found.sides["ihc"].pictures[0].places.glass
@@ -223,7 +282,7 @@ class TestTissue:
 
     def test_corners_are_drawn_evenly(self, tmp_path):
         save(tmp_path / "ihc" / "a.png", half_tissue(64, 128), 0.25)
-        save(tmp_path / "he" / "a.png", half_tissue(64, 128), 0.25)
+        save(tmp_path / "he" / "a.png", half_tissue(66, 128), 0.25)
         side = opened(tmp_path, tissue=0.0).sides["ihc"]
         drawn = np.array([next(side.corners(1, number))[1:] for number in range(3000)])
         for axis, length in ((0, 33), (1, 97)):

@@ -3,41 +3,47 @@
 from __future__ import annotations
 
 import csv
-import fnmatch
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import DataCorrupt, NoPictures
+from ..errors import ConfigError, DataCorrupt
 from ..interfaces import Labelled, Unpaired
 from ..io import atomic_write
 from ..records import Sample, Source
+from .finding import find_files
+from .held_out import check_each_matches, names_of, split
 from .memory import Memory
 from .patches import Cutting, Patches
 from .settings import TrainConfig
-from .sources import Listed, Opened, Opening, Skipped, Usable, find_files, open_side
+from .sources import Listed, Opened, Opening, Skipped, Usable, open_side
 from .subject import Lesson
-from .truths import Samples, UsableTruth, open_truths
+from .truths import SIDE, Samples, UsableTruth, open_truths
 
 DATA, SKIPPED = "data.csv", "skipped.csv"
-
-U = TypeVar("U", Usable, UsableTruth)
 
 
 @dataclass(frozen=True)
 class Watched:
-    """Pictures by which epochs are judged: of two stains, or with truth."""
+    """Pictures by which epochs are judged: of two stains, or with truth.
+
+    Parameters
+    ----------
+    ihc, he, labelled : pictures; of a side without any held out, those that are learned from
+    held_out : files of each side that are not learned from
+    """
 
     ihc: Sequence[Source] = ()
     he: Sequence[Source] = ()
     labelled: Sequence[Sample] = ()
+    held_out: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 class Data(ABC):
@@ -72,9 +78,14 @@ class UnpairedData(Data):
     """Patches of two stains."""
 
     def __init__(self, ihc: Opened[Usable], he: Opened[Usable], config: TrainConfig) -> None:
-        (ours, ours_watched), (theirs, theirs_watched) = (_split(one, config) for one in (ihc, he))
+        check_each_matches(config.watch.held_out, {"ihc": ihc, "he": he})
+        (ours, ours_held), (theirs, theirs_held) = (split(one, config.watch.held_out) for one in (ihc, he))
         listed = [one.listed for one in (*ihc.usable, *he.usable)]
-        watched = Watched([one.picture for one in ours_watched], [one.picture for one in theirs_watched])
+        watched = Watched(
+            [one.picture for one in ours_held or ours],
+            [one.picture for one in theirs_held or theirs],
+            held_out=names_of({"ihc": ours_held, "he": theirs_held}),
+        )
         super().__init__(listed, [*ihc.skipped, *he.skipped], watched)
         self._ihc = Patches(ours, _cutting(config), side=0, fixed=config.ihc_patches)
         self._he = Patches(theirs, _cutting(config), side=1, fixed=config.he_patches)
@@ -93,14 +104,16 @@ class LabelledData(Data):
     """Patches with truth."""
 
     def __init__(self, opened: Opened[UsableTruth], config: TrainConfig) -> None:
-        learned, watched = _split(opened, config)
-        super().__init__([one.listed for one in opened.usable], opened.skipped, Watched(labelled=Samples(watched)))
+        check_each_matches(config.watch.held_out, {SIDE: opened})
+        learned, held = split(opened, config.watch.held_out)
+        watched = Watched(labelled=Samples(held or learned), held_out=names_of({SIDE: held}))
+        super().__init__([one.listed for one in opened.usable], opened.skipped, watched)
         self._patches = Patches(learned, _cutting(config), side=2)
 
     @property
     def sides(self) -> Mapping[str, Patches]:
         """The patches of the only side."""
-        return {"pictures": self._patches}
+        return {SIDE: self._patches}
 
     def batch(self, epoch: int, numbers: Sequence[int]) -> Labelled:
         """Return a `Labelled` batch."""
@@ -109,18 +122,21 @@ class LabelledData(Data):
         )
 
 
-def open_data(config: TrainConfig, lesson: Lesson, *, hashed: bool = True) -> Data:
+def open_data(config: TrainConfig, lesson: Lesson, *, hashed: bool = True, out: Path | None = None) -> Data:
     """Open the pictures that a training names.
 
     Parameters
     ----------
     lesson : kind of batch that the learner takes
     hashed : hash the files too
+    out : folder of the training, in which no pictures are looked for
 
     Raises
     ------
+    ConfigError
+        If pictures to be held out are not there, or both sides have a file in common.
     NoPictures, ScaleUnknown, MissingExtra, DataUnavailable, DataCorrupt
-        See `sources.open_side` and `truths.open_truths`.
+        See `finding.find_files`, `sources.open_side` and `truths.open_truths`.
     """
     opening = Opening(
         config.mpp,
@@ -132,9 +148,38 @@ def open_data(config: TrainConfig, lesson: Lesson, *, hashed: bool = True) -> Da
     )
     if lesson == "labelled":
         return LabelledData(open_truths(config.pictures, config.pictures_mpp, opening), config)
-    found = {"ihc": find_files("ihc", config.ihc), "he": find_files("he", config.he)}
-    ihc = open_side("ihc", found["ihc"], config.ihc_mpp, opening)
-    return UnpairedData(ihc, open_side("he", found["he"], config.he_mpp, opening), config)
+    found = {side: find_files(side, getattr(config, side), out=out) for side in ("ihc", "he")}
+    ihc, he = (
+        _besides(open_side(side, files, getattr(config, f"{side}_mpp"), opening), skipped)
+        for side, (files, skipped) in found.items()
+    )
+    _check_apart(ihc, he, config)
+    return UnpairedData(ihc, he, config)
+
+
+def _besides(opened: Opened[Usable], skipped: Sequence[Skipped]) -> Opened[Usable]:
+    return replace(opened, skipped=(*opened.skipped, *skipped))
+
+
+def _check_apart(ihc: Opened[Usable], he: Opened[Usable], config: TrainConfig) -> None:
+    """Refuse a file that is on both sides: whoever gives a folder with both stains in it learns to do nothing."""
+    ours = {one.listed.sha256: one.listed.file for one in ihc.usable if one.listed.sha256}
+    both = [one.listed for one in he.usable if one.listed.sha256 in ours]
+    if not both:
+        return
+    raise ConfigError(
+        f"{both[0].file!r} of the he side is {ours[both[0].sha256]!r} of the ihc side, byte for byte"
+        f"{f', and so are {len(both) - 1} more' if len(both) > 1 else ''}.\n{_how_to_part(config)}"
+    )
+
+
+def _how_to_part(config: TrainConfig) -> str:
+    places = {side: [Path(one).resolve() for one in getattr(config, side)] for side in ("ihc", "he")}
+    for side, other in (("ihc", "he"), ("he", "ihc")):
+        above = [one for one in places[side] if any(one in below.parents for below in places[other])]
+        if above:
+            return f"--{side} {above[0]} holds what --{other} names: give a folder, or a pattern, with pictures of its own stain only."
+    return "Give each side a folder, or a pattern such as 'pictures/*_HE.png', with pictures of its own stain only."
 
 
 def feed(data: Data, epoch: int, steps: Sequence[Sequence[int]], *, workers: int) -> Iterator[Any]:
@@ -175,10 +220,9 @@ def check_same(folder: Path, data: Data) -> None:
     Raises
     ------
     DataCorrupt
-        Naming the first that differs.
+        Naming the first that differs; or if the list of before is missing or damaged.
     """
-    with open(folder / DATA, newline="", encoding="utf-8") as file:
-        before = list(csv.DictReader(file))
+    before = _read_list(folder / DATA)
     now = [{key: str(value) for key, value in asdict(one).items()} for one in data.listed]
     if before == now:
         return
@@ -195,26 +239,28 @@ def check_same(folder: Path, data: Data) -> None:
     )
 
 
+def _read_list(path: Path) -> list[dict[str, str]]:
+    names = [one.name for one in fields(Listed)]
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            rows = list(reader)
+        fault = "" if list(reader.fieldnames or ()) == names else "it has other columns"
+    except (OSError, ValueError, csv.Error) as error:
+        rows, fault = [], str(error)
+    if fault:
+        raise DataCorrupt(
+            f"{str(path)!r}, the pictures that the training began with, cannot be read: {fault}.\n"
+            "Bring the file back, or start a new training in another folder."
+        )
+    return rows
+
+
 def _differs(was: Mapping[str, str] | None, found: Mapping[str, str] | None) -> str:
     if was is None or found is None:
         return "is new" if was is None else "is missing or cannot be used any more"
     key = next(key for key in found if was.get(key) != found[key])
     return f"has {key} {found[key]} instead of {was.get(key)}"
-
-
-def _split(opened: Opened[U], config: TrainConfig) -> tuple[Sequence[U], Sequence[U]]:
-    """Return what is learned from and what is looked at: of a side without any held out, the same."""
-    patterns = config.watch.held_out
-    learned: list[U] = []
-    held: list[U] = []
-    for one in opened.usable:
-        out = any(fnmatch.fnmatch(one.picture.path.name, pattern) for pattern in patterns)
-        (held if out else learned).append(one)
-    if not learned:
-        raise NoPictures(
-            f"The {opened.usable[0].listed.side} side is empty: watch.held_out = {list(patterns)} holds out all of it."
-        )
-    return learned, held or learned
 
 
 def _cutting(config: TrainConfig) -> Cutting:

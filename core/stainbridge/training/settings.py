@@ -37,7 +37,8 @@ class WatchTable(BaseModel):
     segmenter : plugin or model that finds nuclei on both stains
     pictures, size_px : fields that are looked at, and their side in pixels at the scale of the training
     kid_limit : distance to the H&E side under which an epoch may be best; None sets it from the pictures
-    held_out : patterns of file names, such as "case_07*", of pictures that are looked at and not learned from
+    held_out : patterns of pictures that are looked at and not learned from: of file names, such as "case_07*", or with a "/" of ends of
+        paths below the folder that was named, such as "case_07/*"
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -1,8 +1,7 @@
-"""The pictures of a training: found, opened, looked at for tissue; those that cannot be used are listed with the reason."""
+"""The pictures of a training: opened, looked at for tissue; those that cannot be used are listed with the reason."""
 
 from __future__ import annotations
 
-import glob
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import NoPictures, PictureTooLarge, ScaleUnknown, UnreadablePicture, UnsupportedPicture, UnusableTruth
-from ..io import find_pictures, open_picture
+from ..io import open_picture
 from ..records import RGB, Image, Source
 from ..scale import Restated, rescale
 from .memory import Memory
@@ -175,31 +174,6 @@ class Opened(Generic[U]):
     skipped: tuple[Skipped, ...]
 
 
-def find_files(side: str, inputs: Sequence[Path]) -> list[tuple[Path, str]]:
-    """Return the files that folders (with those inside), files and patterns name, each with its path below what was named.
-
-    Raises
-    ------
-    NoPictures
-        If something that was named does not exist or holds no picture.
-    """
-    found: dict[Path, str] = {}
-    for given in inputs:
-        folder = given.is_dir()
-        try:
-            paths = find_pictures([f"{glob.escape(str(given))}/**/*" if folder else given])
-        except NoPictures:
-            paths = []
-        if not paths or not (folder or paths[0].exists()):
-            fault = "holds no picture, nor do the folders in it" if folder else "does not exist"
-            raise NoPictures(
-                f"The {side} side is empty: {str(given)!r} {fault}.\nName pictures, slides or folders of them with --{side}."
-            )
-        for path in paths:
-            found.setdefault(path, f"{given.name}/{path.relative_to(given).as_posix()}" if folder else path.name)
-    return list(found.items())
-
-
 def open_side(side: str, files: Sequence[tuple[Path, str]], mpp: float | None, opening: Opening) -> Opened[Usable]:
     """Open the pictures of one side.
 
@@ -233,7 +207,8 @@ def each(
         try:
             return open_one(*file)
         except UNUSABLE as error:
-            return Skipped(side, file[1], str(error).partition("\n")[0])
+            # The second line says what to do about it.
+            return Skipped(side, file[1], str(error).replace("\n", " "))
 
     usable: list[U] = []
     skipped: list[Skipped] = []

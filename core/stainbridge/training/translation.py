@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
@@ -98,8 +99,16 @@ class TranslationWatcher(Watcher):
         self._stages = stages
 
     @classmethod
-    def of(cls, config: TrainConfig, ihc: Sequence[Source], he: Sequence[Source], folder: Path) -> Self:
-        """Draw the fields and segment the IHC, once; errors as `Watcher.open`."""
+    def of(
+        cls,
+        config: TrainConfig,
+        ihc: Sequence[Source],
+        he: Sequence[Source],
+        folder: Path,
+        *,
+        held_out: Mapping[str, Sequence[str]] = MappingProxyType({}),
+    ) -> Self:
+        """Draw the fields and segment the IHC, once; parameters and errors as of `Watcher.open`."""
         watch, mpp = config.watch, config.mpp
         ours = draw_fields(ihc, watch.pictures, side_px=watch.size_px, mpp=mpp, seed=config.seed)
         theirs = draw_fields(he, max(HE_FIELDS, watch.pictures), side_px=watch.size_px, mpp=mpp, seed=config.seed)
@@ -109,7 +118,7 @@ class TranslationWatcher(Watcher):
             "mpp": mpp,
             "ihc_fields": [one.name for one in ours],
             "he_fields": [one.name for one in theirs],
-            "held_out": list(watch.held_out),
+            "held_out": {side: list(files) for side, files in held_out.items()},
         }
         domain = Domain.of([one.pixels for one in theirs], seed=config.seed)
         fields = [Field.of(one, on_ihc) for one in ours]

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -69,6 +70,7 @@ class Watcher(ABC):
         folder: Path,
         *,
         labelled: Sequence[Sample] = (),
+        held_out: Mapping[str, Sequence[str]] = MappingProxyType({}),
     ) -> Watcher:
         """Draw the fields and measure what stays the same over the epochs.
 
@@ -78,6 +80,7 @@ class Watcher(ABC):
         ihc, he : the two sides of an unpaired training, or what of them was held out
         folder : of the run, where it exists
         labelled : pictures with truth; given, the plugin is a segmenter and is held against them
+        held_out : files of each side that are not learned from, to be written down
 
         Raises
         ------
@@ -89,14 +92,14 @@ class Watcher(ABC):
         if labelled:
             watch = config.watch
             samples = labelled_fields(labelled, watch.pictures, side_px=watch.size_px, seed=config.seed)
-            return SegmentationWatcher(folder, samples, RunConfig(device=config.device, bootstraps=0))
+            return SegmentationWatcher(folder, samples, RunConfig(device=config.device, bootstraps=0), held_out)
         if not ihc or not he:
             raise ConfigError(
                 f"Watching a training needs pictures of both stains; found {len(ihc)} of IHC and {len(he)} of H&E."
             )
         from .translation import TranslationWatcher
 
-        return TranslationWatcher.of(config, ihc, he, folder)
+        return TranslationWatcher.of(config, ihc, he, folder, held_out=held_out)
 
     @property
     def grid_title(self) -> str:
@@ -141,8 +144,10 @@ class SegmentationWatcher(Watcher):
 
     shown = ("f1", "dice")
 
-    def __init__(self, folder: Path, samples: Sequence[Sample], config: RunConfig) -> None:
-        facts = {"fields": [sample.source.name for sample in samples]}
+    def __init__(
+        self, folder: Path, samples: Sequence[Sample], config: RunConfig, held_out: Mapping[str, Sequence[str]]
+    ) -> None:
+        facts = {"fields": [sample.source.name for sample in samples], "held_out": dict(held_out)}
         super().__init__(folder, Highest(("f1", "dice")), facts)
         self.samples, self._config = tuple(samples), config
 
