@@ -1,6 +1,7 @@
 """Files that appear whole or not at all."""
 
 import errno
+import json
 import os
 import subprocess
 import sys
@@ -12,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from stainbridge.errors import UnreadablePicture, WriteFailed
+from stainbridge.errors import OutputExists, UnreadablePicture, WriteFailed
 from stainbridge.io import atomic, atomic_write
-from stainbridge.io.atomic import atomic_folder
+from stainbridge.io.atomic import atomic_folder, check_vacant, take_all_back, take_back
 
 
 @contextmanager
@@ -144,3 +145,125 @@ def test_windows_where_folders_cannot_be_opened_is_written_to_all_the_same(
     # Windows flushes only what was opened for writing.
     assert len(opened) == 2
     assert all(flag == os.O_RDWR for _, flag in opened)
+
+
+KILLED = """
+import json, os, shutil, signal, sys
+from pathlib import Path
+from stainbridge.io import atomic
+from stainbridge.io.atomic import atomic_folder, take_back
+
+place, way = Path(sys.argv[1]), sys.argv[2]
+if way == "refused":
+    atomic._renameat2 = lambda: lambda *_: -1
+elif way == "missing":
+    atomic._renameat2 = lambda: None
+folder = place / "out"
+
+
+def write(text):
+    with atomic_folder(folder, overwrite=True, mark="a") as new:
+        for name in "ab":
+            (new / name).write_text(text)
+
+
+def kill_at(line):
+    seen = 0
+
+    def local(frame, event, _):
+        nonlocal seen
+        seen += event == "line"
+        if seen == line:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return local
+
+    sys.settrace(lambda frame, event, _: local if frame.f_code.co_filename == atomic.__file__ else None)
+
+
+found = []
+for line in range(1, 1000):
+    shutil.rmtree(place)
+    place.mkdir()
+    write("old")
+    child = os.fork()
+    if not child:
+        kill_at(line)
+        write("new")
+        os._exit(0)
+    killed = os.waitpid(child, 0)[1] != 0
+    missing = not folder.exists()
+    take_back(folder)
+    found.append([missing, *((folder / name).read_text() for name in "ab")])
+    if not killed:
+        break
+print(json.dumps(found))
+"""
+
+
+def killed_everywhere(place: Path, way: str) -> list[list[Any]]:
+    """Return, for a kill at each line of the program and for none, whether the folder was missing and what its files then said."""
+    place.mkdir()
+    command = [sys.executable, "-c", KILLED, str(place), way]
+    found: list[list[Any]] = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert len(found) > 30
+    return found
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="folders are exchanged on Linux")
+def test_a_replaced_folder_is_never_missing_wherever_the_process_is_killed(tmp_path: Path) -> None:
+    if not exchanges(tmp_path):
+        pytest.skip("this file system or C library does not exchange folders")
+    found = killed_everywhere(tmp_path / "here", "exchanged")
+    assert {tuple(one) for one in found} == {(False, "old", "old"), (False, "new", "new")}
+    assert found[0][1] == "old"
+    assert found[-1][1] == "new"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="kills a forked process")
+@pytest.mark.parametrize("way", ["refused", "missing"])
+def test_where_folders_are_not_exchanged_the_older_one_is_taken_back(tmp_path: Path, way: str) -> None:
+    found = killed_everywhere(tmp_path / "here", way)
+    assert {tuple(one) for one in found} == {
+        (False, "old", "old"), (True, "old", "old"), (False, "new", "new")
+    }  # fmt: skip
+    assert found[-1] == [False, "new", "new"]
+
+
+def exchanges(place: Path) -> bool:
+    one, other = place / "one", place / "other"
+    for folder in (one, other):
+        folder.mkdir()
+        (folder / folder.name).write_text("")
+    return atomic._exchanged(one, other) and (one / "other").exists() and (other / "one").exists()
+
+
+def moved_aside(place: Path, token: str, text: str) -> None:
+    (place / f".out.old-{token}").mkdir()
+    (place / f".out.old-{token}" / "summary.json").write_text(text)
+
+
+def test_of_several_older_folders_the_last_one_is_taken_back(tmp_path: Path) -> None:
+    for token, text in (("ffffffff", "first"), ("00000000", "last")):
+        moved_aside(tmp_path, token, text)
+    (tmp_path / ".another.old-00000001").mkdir()
+    take_back(tmp_path / "out")
+    assert (tmp_path / "out" / "summary.json").read_text() == "last"
+    take_back(tmp_path / "out")
+    take_back(tmp_path / "nowhere" / "out")
+    assert sorted(os.listdir(tmp_path)) == [".another.old-00000001", ".out.old-ffffffff", "out"]
+    take_all_back(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == [".out.old-ffffffff", "another", "out"]
+
+
+def test_an_older_folder_that_was_moved_aside_is_not_written_over_unasked(tmp_path: Path) -> None:
+    moved_aside(tmp_path, "0a1b2c3d", "old")
+    with pytest.raises(OutputExists, match="exists already"):
+        check_vacant(tmp_path / "out", overwrite=False, mark="summary.json")
+    assert (tmp_path / "out" / "summary.json").read_text() == "old"
+
+
+def test_where_nothing_can_be_put_back_the_folder_counts_as_missing(public: Path) -> None:
+    moved_aside(public, "0a1b2c3d", "old")
+    with without_permission(public):
+        check_vacant(public / "out", overwrite=False, mark="summary.json")
+    assert os.listdir(public) == [".out.old-0a1b2c3d"]

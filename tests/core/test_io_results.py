@@ -23,6 +23,7 @@ from pyarrow import parquet
 from stainbridge.errors import OutputExists, UnreadablePicture, WriteFailed
 from stainbridge.io import (
     Rewritten,
+    atomic,
     check_output,
     load_nuclei,
     open_labels,
@@ -242,6 +243,7 @@ def test_older_result_comes_back_when_the_last_step_fails(
         rename(source, target)
 
     monkeypatch.setattr(os, "rename", failing)
+    monkeypatch.setattr(atomic, "_renameat2", lambda: None)
     with pytest.raises(WriteFailed):
         save(replace(result, he=None), folder, overwrite=True)
     assert contents(folder) == before
@@ -424,6 +426,11 @@ def test_damaged_result_is_named(folder: Path, name: str, data: bytes | None, me
         (folder / name).write_bytes(data)
     with pytest.raises(UnreadablePicture, match=message):
         load_nuclei(folder)
+
+
+def test_result_that_a_killed_process_moved_aside_is_read_all_the_same(result: Result, folder: Path) -> None:
+    folder.rename(folder.with_name(".out.old-0a1b2c3d"))
+    assert len(load_nuclei(folder)[0]) == len(result.nuclei)
 
 
 def test_table_that_lacks_a_column_names_it(folder: Path) -> None:

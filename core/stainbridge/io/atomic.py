@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import secrets
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 from stainbridge.errors import OutputExists, StainbridgeError, WriteFailed
 
@@ -22,6 +26,8 @@ _ADVICE = {
 }
 
 _WINDOWS = os.name == "nt"
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
+_ASIDE = re.compile(r"\.(.+)\.old-[0-9a-f]{8}")
 
 
 @contextmanager
@@ -51,6 +57,9 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
 @contextmanager
 def atomic_folder(folder: str | Path, *, overwrite: bool = False, mark: str) -> Iterator[Path]:
     """Yield a new folder beside `folder`; when the block ends well, it becomes `folder` in one step.
+
+    Where the system cannot exchange two folders (elsewhere than on Linux, on some network file systems) an older one is replaced in two
+    steps. A process that is killed between them leaves it as ``.NAME.old-*``, from where `take_back` fetches it.
 
     Parameters
     ----------
@@ -83,8 +92,28 @@ def atomic_folder(folder: str | Path, *, overwrite: bool = False, mark: str) -> 
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def take_back(folder: Path) -> None:
+    """Put an older `folder` back in its place if a process was killed while it replaced it."""
+    folder = Path(os.path.abspath(folder))
+    if os.path.lexists(folder):
+        return
+    # Where one may not look or write, there is nothing to be put back.
+    with suppress(OSError):
+        aside = [path for path in folder.parent.iterdir() if _replaced(path.name) == folder.name]
+        if aside:
+            # Others may be half removed, since an earlier replacement; the one that was moved last is whole.
+            os.rename(max(aside, key=lambda path: path.lstat().st_ctime_ns), folder)
+
+
+def take_all_back(place: Path) -> None:
+    """Do as `take_back` for every folder that was inside `place`."""
+    for name in {_replaced(name) for name in os.listdir(place)} - {None}:
+        take_back(place / str(name))
+
+
 def check_vacant(folder: Path, *, overwrite: bool, mark: str) -> None:
-    """Raise `OutputExists` unless `folder` is free, or is an older result that may be replaced."""
+    """Raise `OutputExists` unless `folder` is free, or is an older result that may be replaced; after `take_back`."""
+    take_back(folder)
     if not os.path.lexists(folder):
         return
     if not overwrite:
@@ -112,6 +141,9 @@ def _swap(new: Path, folder: Path, aside: Path, overwrite: bool, mark: str) -> N
     # Looked at again: something may have appeared while the result was being made.
     check_vacant(folder, overwrite=overwrite, mark=mark)
     replacing = os.path.lexists(folder)
+    if replacing and _exchanged(new, folder):
+        _sync(folder.parent)
+        return
     if replacing:
         os.rename(folder, aside)
     try:
@@ -123,6 +155,32 @@ def _swap(new: Path, folder: Path, aside: Path, overwrite: bool, mark: str) -> N
     _sync(folder.parent)
     if replacing:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _replaced(name: str) -> str | None:
+    """Return the name that a folder had before it was moved aside; None if it was not."""
+    found = _ASIDE.fullmatch(name)
+    return found[1] if found else None
+
+
+def _exchanged(one: Path, other: Path) -> bool:
+    """Let two folders change places in one step; return whether they did: what hinders it but its absence, hinders a renaming too."""
+    call = _renameat2()
+    return call is not None and not call(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE)
+
+
+@cache
+def _renameat2() -> Callable[..., Any] | None:
+    """Return Linux' function of that name, which gives 0 or -1; None where the C library has none."""
+    if sys.platform != "linux":
+        return None
+    import ctypes
+
+    call = getattr(ctypes.CDLL(None), "renameat2", None)
+    if call is not None:
+        call.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
+        call.restype = ctypes.c_int
+    return call
 
 
 def _sync(path: Path) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 from stainbridge.errors import UnreadablePicture
 from stainbridge.records import Nuclei, Result, Source
 
-from .atomic import atomic_folder, atomic_write, check_vacant, write_failed
+from .atomic import atomic_folder, atomic_write, check_vacant, take_back, write_failed
 from .geojson import rewrite_geojson, write_geojson
 from .overlay import Overview, mirrored, write_overlay
 from .tables import read_parquet, write_csv, write_parquet
@@ -97,6 +97,7 @@ def load_nuclei(folder: str | Path) -> tuple[Nuclei, dict[str, Any]]:
         If the folder holds no result, or one of the two files is damaged.
     """
     folder = Path(folder)
+    take_back(folder)
     nuclei = read_parquet(folder / "nuclei.parquet")
     try:
         summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
