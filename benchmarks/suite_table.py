@@ -3,11 +3,12 @@
 stainbridge benchmark benchmarks/suites/ihc_tiles.toml -o tiles && python benchmarks/suite_table.py tiles
 
 Writes results/NAME.json: for each combination the pooled values, their 95 % intervals over pictures, and the seconds per stage; and the
-paired differences from the same segmenter on the IHC itself.
+paired differences of F1 from the suite's reference translators under the same segmenter.
 """
 
 from __future__ import annotations
 
+import csv
 import json
 import sys
 from pathlib import Path
@@ -17,9 +18,10 @@ from machine import write
 
 from stainbridge.scores import Scores
 
+F1 = "matching/f1@0.50"
 SHOWN = {
     "dice/dice_pooled": "Dice",
-    "matching/f1@0.50": "F1",
+    F1: "F1",
     "panoptic/pq": "PQ",
     "aji/aji_plus": "AJI+",
     "detection/f1": "detection F1",
@@ -44,6 +46,25 @@ def figures_of(cell: Scores) -> dict[str, Any]:
     return found
 
 
+def differences_of(folder: Path, references: list[str]) -> dict[str, Any]:
+    """Return the differences of F1 from the reference translators under one segmenter, as text with their intervals, by "a minus b"."""
+
+    def counts(a: str, b: str) -> bool:
+        (mine, segmenter), (theirs, other) = (method.split(" + ", 1) for method in (a, b))
+        earlier = references[: references.index(mine)] if mine in references else references
+        return segmenter == other and theirs in earlier
+
+    with (folder / "differences.csv").open(newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["value"] == F1]
+    return {
+        f"{row['dataset']}: {row['a']} minus {row['b']}": {
+            "difference of F1": f"{float(row['difference']):+.3f} [{float(row['low']):+.3f}, {float(row['high']):+.3f}]"
+        }
+        for row in rows
+        if " + " in row["a"] and " + " in row["b"] and counts(row["a"], row["b"])
+    }
+
+
 def main() -> None:
     """Read, write."""
     folder = Path(sys.argv[1])
@@ -51,6 +72,7 @@ def main() -> None:
     files = sorted(folder.glob("cells/*/scores.json"), key=lambda path: path.stat().st_mtime_ns)
     cells = [Scores.from_dict(json.loads(path.read_text("utf-8"))) for path in files]
     figures = {f"{one.combination.dataset}: {one.combination.method}": figures_of(one) for one in cells if one.done}
+    figures |= differences_of(folder, suite["reference"])
     name = suite["name"].replace("-", "_")
     command = f"stainbridge benchmark benchmarks/suites/{name}.toml -o tiles && python benchmarks/suite_table.py tiles"
     write(name, command, figures, "torch", "cellpose", "stardist")

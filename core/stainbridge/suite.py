@@ -68,7 +68,7 @@ class Suite(BaseModel):
     strict : refuse what would be flagged
     seed, bootstraps : of the intervals over pictures
     compared : values of which paired differences are given
-    reference : the translator that the others are compared with, for each segmenter
+    reference : the translator that the others are compared with, for each segmenter; or several, each compared with those before it
     figure_pictures : how many pictures Figure 2 shows of each data set
     run : settings that all runs share
     tracking : where the runs are logged
@@ -89,7 +89,7 @@ class Suite(BaseModel):
     seed: int = Field(0, ge=0)
     bootstraps: int = Field(2000, ge=1)
     compared: tuple[str, ...] = COMPARED
-    reference: str = "identity"
+    reference: tuple[str, ...] = ("identity",)
     figure_pictures: int = Field(3, ge=0)
     run: RunTable = Field(default_factory=lambda: RunTable.model_validate({}))
     tracking: TrackingTable = Field(default_factory=TrackingTable)
@@ -100,6 +100,11 @@ class Suite(BaseModel):
             super().__init__(**values)
         except ValidationError as error:
             raise explain(error, Suite) from None
+
+    @field_validator("reference", mode="before")
+    @classmethod
+    def _one_or_several(cls, reference: object) -> object:
+        return (reference,) if isinstance(reference, str) else reference
 
     @field_validator("datasets")
     @classmethod

@@ -41,6 +41,13 @@ def test_paths_are_relative_to_the_suite(tmp_path):
     assert suite.datasets[0]["path"] == str(tmp_path / "pictures")
 
 
+@pytest.mark.parametrize(("given", "taken"), [("a", ("a",)), (["a", "b"], ("a", "b")), (None, ("identity",))])
+def test_one_reference_or_several(given, taken):
+    suite = Suite(**MINIMAL, **({} if given is None else {"reference": given}))
+    assert suite.reference == taken
+    assert Suite(**suite.to_dict()) == suite
+
+
 def test_its_values_make_the_same_suite():
     suite = Suite(**MINIMAL, classifiers=[{"name": "hsi", "threshold": 0.3}])
     assert Suite(**suite.to_dict()) == suite

@@ -87,6 +87,22 @@ def test_intervals_hold_the_value_and_differences_are_paired(found):
     assert d.images == 2
 
 
+def test_each_reference_is_compared_with_those_before_it(data, tmp_path):
+    three = {
+        "translators": ["identity", "deconvolution", "deconvolution/nuclear"],
+        "reference": ["identity", "deconvolution"],
+    }
+    chosen = suite(data, controls=False, compared=["dice/dice_pooled"], **three)
+    found = stainbridge.benchmark(chosen, tmp_path / "out", tracking=False)
+    pairs = {(d.a.removesuffix(" + baseline"), d.b.removesuffix(" + baseline")) for d in found.differences}
+    wanted = {
+        ("deconvolution", "identity"),
+        ("deconvolution/nuclear", "identity"),
+        ("deconvolution/nuclear", "deconvolution"),
+    }
+    assert wanted <= pairs
+
+
 def test_virtual_he_is_made_once_per_translator_and_picture(found):
     assert len(list((found.folder / "he").glob("*.tif"))) == 4
 
@@ -304,8 +320,9 @@ def test_mlflow_shows_a_run_per_cell_below_the_suites_run_and_never_twice(data, 
         found = stainbridge.benchmark(suite(data, translators=["identity"]), tmp_path / "out")
     # The suite grows and goes on in the same folder: nothing that MLflow would refuse.
     told = []
+    (tmp_path / "more.toml").touch()
     found = stainbridge.benchmark(
-        suite(data, translators=["identity", "deconvolution/nuclear"]),
+        suite(data, translators=["identity", "deconvolution/nuclear"], registries=[tmp_path / "more.toml"]),
         tmp_path / "out",
         tell=lambda *one: told.append(one),
     )

@@ -46,7 +46,7 @@ def assemble(
 
 
 def differences(suite: Suite, cells: Sequence[Scores], metrics: Mapping[str, Metric]) -> list[Difference]:
-    """Compare each method with the suite's reference translator under the same segmenter, with the baseline, and with the best.
+    """Compare each method with the suite's reference translators under the same segmenter, with the baseline, and with the best.
 
     The same pictures are drawn for both.
     """
@@ -66,19 +66,24 @@ def _references(suite: Suite, cell: Scores, cells: Sequence[Scores]) -> list[Sco
         one
         for one in alike
         if (one.combination.segmenter, one.combination.classifier) == (named.segmenter, named.classifier)
-        and one.combination.translator == suite.reference
-        and named.translator != suite.reference
+        and _rank(suite, one) < _rank(suite, cell)
     ]
     floor = [
         one for one in alike if (one.combination.translator, one.combination.segmenter) == _FLOOR and one not in same
     ]
-    chosen = same[:1] + (floor[:1] if named.segmenter != _FLOOR[1] else [])
+    chosen = same + (floor[:1] if named.segmenter != _FLOOR[1] else [])
     methods = [one for one in alike if one.combination.role == "method"] if named.role == "method" else []
     for value in suite.compared:
         known = [one for one in methods if not math.isnan(one.pooled.get(value, math.nan))]
         if known:
             chosen.append(max(known, key=lambda one: one.pooled[value]))
     return [one for index, one in enumerate(chosen) if one not in chosen[:index]]
+
+
+def _rank(suite: Suite, cell: Scores) -> int:
+    """Return the place of a cell's translator among the references; all others come after them, alike."""
+    translator = cell.combination.translator
+    return suite.reference.index(translator) if translator in suite.reference else len(suite.reference)
 
 
 def _recomputed(

@@ -70,8 +70,12 @@ class Publisher:
         run = self.tracker.run(
             f"cell {cell.key} {named.method}", f"{named.dataset}: {named.method}", parent=self._parent, tags=tags
         )
-        run.params({"facts": {key: scores.facts[key] for key in ("plugins", "config", "data", "device")}})
-        run.tags({"versions": json.dumps(scores.facts["software"])})
+        facts = {key: scores.facts[key] for key in ("plugins", "config", "data", "device")}
+        # Where models are named may change when a suite goes on; MLflow never changes a parameter.
+        registries = facts["config"].get("registries", [])
+        facts["config"] = {key: value for key, value in facts["config"].items() if key != "registries"}
+        run.params({"facts": facts})
+        run.tags({"versions": json.dumps(scores.facts["software"]), "registries": json.dumps(registries)})
         finished_ms = max((one.finished_ms for one in scores.done), default=1)
         run.metrics({**scores.pooled, **_intervals(scores), **_costs(scores)}, time_ms=finished_ms)
         run.table([_shown(image_row(scores, image)) for image in scores.images], "images")
@@ -80,7 +84,7 @@ class Publisher:
             run.figure(path)
         run.finish("FAILED" if scores.failed and not scores.done else "FINISHED")
         for refused in self.tracker.flush().refused:
-            self.tell("MLflow", 0, 0, refused)
+            self.tell("MLflow", 0, 0, f"MLflow refuses: {refused}")
 
     def _paintings(self, cell: Cell, scores: Scores, folder: Path) -> Iterator[Path]:
         """Write the first pictures with what was found blue, invented red and missed green, and yield their paths."""

@@ -129,7 +129,7 @@ def _told(tracker: Tracker, tell: Told) -> Iterator[None]:
             problem = f"{flushed.problem}\nThe results are on the disk. The same command logs the rest."
             tell("MLflow", flushed.sent, flushed.sent + flushed.waiting, problem)
         for refused in flushed.refused:
-            tell("MLflow", flushed.sent, flushed.sent, refused)
+            tell("MLflow", flushed.sent, flushed.sent, f"MLflow refuses: {refused}")
 
 
 class _Job:
