@@ -35,7 +35,8 @@ class HoVerNet(Segmenter):
 
     The network runs window by window as the original does, without blending, and a tile is post-processed as a whole. With
     `normalisation = "original"` the extent that gradients are measured over is that tile: in a picture of one tile the labels are the
-    original's, in a larger one they depend on where its tiles lie. With "fixed" they do not.
+    original's, in a larger one they depend on where its tiles lie. With "fixed" they do so only as far as the network does: its windows
+    start where a tile does, and see it mirrored at its rim.
     """
 
     name = "hovernet"
