@@ -42,7 +42,7 @@ class LearnerSettings(PluginConfig):
     channels_last: bool | None = Field(
         None, description="memory format of pictures and weights; None: on CPUs, and on GPUs if networks are compiled"
     )
-    compile: bool = Field(False, description="compile the networks: a minute or more at first, faster steps on a GPU")
+    compile: bool = Field(False, description="compile the networks, which takes a minute or more at first")
     fused: bool = Field(False, description="the fused form of Adam")
     ema: float = Field(
         0.0, ge=0, lt=1, description="decay of an average of the weights, which is then exported; 0: none"
