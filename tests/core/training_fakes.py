@@ -25,6 +25,7 @@ class Training(PluginConfig):
     nan_at: int | None = None
     breaks_at: int | None = None
     pause_s: float = 0.0
+    accumulate: int = 1
 
 
 class TintLearner:

@@ -111,6 +111,18 @@ SHORT = {"epochs": 2, "steps": 30, "checkpoint_steps": 3}
 """Some seconds of steps also on a quick machine, so that it is still under way when a fault is due."""
 
 
+SHORT_OF_MEMORY = """
+import os
+if os.environ.get("RANK") == "1":
+    import torch
+    from stainbridge_plugins.cyclegan.learner import CycleGANLearner
+    def step(self, batch):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+    CycleGANLearner.step = step
+"""
+"""Python runs it first."""
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """Synthetic pictures of both stains."""
@@ -171,3 +183,19 @@ class TestRefused:
         assert text.count("ConfigError: CycleGAN learns from patches whose side is a multiple of") == 1
         assert "Starting again" not in text
         assert "Traceback" not in text
+
+    def test_a_step_that_does_not_fit_is_told_once_and_not_tried_again(self, data, tmp_path):
+        (tmp_path / "sitecustomize.py").write_text(SHORT_OF_MEMORY)
+        paths = {"PYTHONPATH": os.pathsep.join([str(tmp_path), *filter(None, sys.path)])}
+        found = subprocess.run(
+            command(data, tmp_path / "run", batch_size=2),
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, **paths},
+        )
+        assert found.returncode == 2, found.stderr
+        assert found.stderr.count("OutOfMemory: Step 1 of epoch 1 on 'cpu' does not fit into memory: CUDA out of") == 1
+        assert "--set learner.accumulate=2" in found.stderr
+        assert "Starting again" not in found.stderr
+        assert not (tmp_path / "run" / ".lock").exists()

@@ -1,7 +1,7 @@
 """Where a training stands, on disk: whole or not there, and checked before it is used.
 
 A checkpoint is a folder. ``state.safetensors`` holds the tensors of rank 0, ``rank_N.safetensors`` those in which rank N differs, and
-``state.json`` everything else, their hashes, and its own.
+``state.json`` everything else: settings and versions of the training, the hashes of the tensors, and its own.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from ..errors import WeightsCorrupt
@@ -72,10 +73,13 @@ class Checkpoints:
     folder : of the run
     mark : hash of what decides the training: a checkpoint of another one is refused
     group : the ranks that write one together
+    facts : what each checkpoint says of the training besides: plain JSON values
     """
 
-    def __init__(self, folder: Path, mark: str, group: Membership) -> None:
-        self.folder, self.mark, self.group = folder / FOLDER, mark, group
+    def __init__(
+        self, folder: Path, mark: str, group: Membership, facts: Mapping[str, Any] = MappingProxyType({})
+    ) -> None:
+        self.folder, self.mark, self.group, self.facts = folder / FOLDER, mark, group, dict(facts)
 
     def write(self, standing: Standing, snapshot: Snapshot) -> None:
         """Write a checkpoint; every rank calls it.
@@ -97,7 +101,7 @@ class Checkpoints:
             }
             ranks = self._everyone({**part, "values": snapshot.values})
             if rank == 0:
-                state = {"mark": self.mark, "standing": asdict(standing), "ranks": ranks}
+                state = {"mark": self.mark, "training": self.facts, "standing": asdict(standing), "ranks": ranks}
                 (folder / STATE).write_text(_sealed(state), "utf-8")
         self.group.meet()
 
@@ -118,6 +122,13 @@ class Checkpoints:
             kept = self._read(names[-1]) if names else None
         self.group.meet()
         return kept
+
+    def of_epoch(self, epoch: int) -> Kept | None:
+        """Return the checkpoint of the end of an epoch; None where it is not kept or not whole."""
+        try:
+            return self._read(f"epoch_{epoch:04d}")
+        except WeightsCorrupt:
+            return None
 
     def names(self) -> list[str]:
         """Return the names of the checkpoints, the oldest first."""

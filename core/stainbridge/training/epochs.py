@@ -70,7 +70,9 @@ class Finish:
         seen, best = self._looked(epoch, learner, standing.best)
         row = {"epoch": float(epoch), **losses, **seen}
         history = [*standing.history, row]
-        if best is not standing.best or not (self.folder / MODEL / REGISTRY).is_file():
+        missing = not (self.folder / MODEL / REGISTRY).is_file()
+        # Where the best is known and its model was removed, the latest is no substitute; see `mending`.
+        if best is not standing.best or (best is None and missing):
             copy_model(self.folder / LATEST, self.folder / MODEL)
         write_epochs(self.folder / EPOCHS, history)
         grid = self.watcher.grid(epoch) if self.watcher and seen else None
@@ -82,7 +84,7 @@ class Finish:
     ) -> tuple[Mapping[str, float], Mapping[str, float] | None]:
         """Export, and look where it is time to; return what was seen, and the best epoch."""
         exported = learner.export()
-        summary = f"trained on {', '.join(self.facts.training)}: epoch {epoch} of {self.config.epochs}"
+        summary = summary_of(self.facts, epoch, self.config.epochs)
         files = write_model(self.folder / LATEST, exported, self.facts, summary)
         if self.watcher is None:
             return {}, {"epoch": float(epoch)}
@@ -98,6 +100,11 @@ class Finish:
             ) from error
         better = self.watcher.is_better(seen, best)
         return seen, {"epoch": float(epoch), **seen} if better else best
+
+
+def summary_of(facts: ModelFacts, epoch: int, epochs: int) -> str:
+    """Return what a registry says in words about the model of an epoch."""
+    return f"trained on {', '.join(facts.training)}: epoch {epoch} of {epochs}"
 
 
 def write_epochs(path: Path, history: Sequence[Mapping[str, float]]) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 from ..errors import ConfigError, DeviceUnavailable
 
@@ -15,6 +15,8 @@ TIMEOUT_S = 60.0
 """Seconds after which a collective operation fails whose other ranks do not come."""
 
 _PATIENCE = timedelta(days=7)
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,17 @@ class Membership:
 
             wait = timedelta(seconds=TIMEOUT_S) if self.rank == 0 else _PATIENCE
             torch.distributed.monitored_barrier(self._patient, timeout=wait)
+
+    def from_first(self, value: T) -> T:
+        """Return what rank 0 passes, a value that can be pickled; every rank calls it, and waits as in `meet`."""
+        if self.world == 1:
+            return value
+        import torch
+
+        self.meet()
+        box = [value]
+        torch.distributed.broadcast_object_list(box, src=0, group=self._patient)
+        return box[0]
 
 
 def started_by_torchrun() -> bool:

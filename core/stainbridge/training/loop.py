@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from ..errors import TrainingDiverged
 from ..interfaces import Learner
@@ -16,6 +17,7 @@ from .heartbeat import beat
 from .logging import Log
 from .pulse import alive
 from .settings import TrainConfig
+from .shortage import Advice, within_memory
 from .sources import Told
 from .tensors import not_finite
 
@@ -39,6 +41,7 @@ class Loop:
     finish : ends an epoch, on rank 0
     log : is told of the losses, on rank 0
     tell : told of progress, on rank 0
+    advice : for a device with too little memory
     """
 
     folder: Path
@@ -51,6 +54,7 @@ class Loop:
     finish: Callable[[Standing, Learner], Standing]
     log: Log
     tell: Told
+    advice: Advice
     _damaged: set[str] = field(default_factory=set)
     _sums: dict[str, float] = field(default_factory=dict)
     _unread: list[tuple[int, Mapping[str, float]]] = field(default_factory=list)
@@ -65,6 +69,8 @@ class Loop:
             If a loss is no finite number; the checkpoints are from before.
         WriteFailed
             If the disk is full; the checkpoints before stay whole.
+        OutOfMemory
+            If a step does not fit into memory.
         """
         standing = kept.standing if kept else Standing(1, 0, self.steps)
         self._begun = standing.epoch
@@ -89,7 +95,7 @@ class Loop:
             # The first step compiles networks, where that is asked for, and takes minutes.
             first = standing.epoch == self._begun and step == start and self.group.rank == 0
             with alive(self.folder, standing.epoch, step, doing="training", when=first):
-                self._unread.append((step, self.learner.step(batch)))
+                self._unread.append((step, self._stepped(batch, standing.epoch, step)))
             self._told(standing.epoch, step)
             if len(self._unread) >= CHUNK or step == self.steps:
                 self._read(standing.epoch)
@@ -97,6 +103,13 @@ class Loop:
                 self._read(standing.epoch)
                 standing = self._saved(standing, step)
         return standing
+
+    def _stepped(self, batch: Any, epoch: int, step: int) -> Mapping[str, float]:
+        return within_memory(
+            lambda: self.learner.step(batch),
+            what=lambda: f"Step {step} of epoch {epoch} on {self.group.device!r}",
+            advice=lambda: self.advice.text(kept=bool(self.checkpoints.names())),
+        )
 
     def _finished(self, standing: Standing) -> Standing:
         """End the epoch on rank 0, while the others wait."""

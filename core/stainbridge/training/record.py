@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from ..io import atomic_write
 from ..io.atomic import write_failed
 from ..loading import Found
 from ..provenance import software
-from .checkpoints import sweep
+from .checkpoints import FOLDER, sweep
 from .settings import TrainConfig
 
 RECORD, RESULT = "training.json", "result.json"
@@ -24,6 +25,9 @@ FREE = frozenset(
     {"ihc", "he", "pictures", "workers", "memory_mb", "tracking", "experiment", "keep_every", "checkpoint_steps"}
 )
 """Keys of `TrainConfig` that do not decide what is learned; the pictures are compared by their content."""
+
+PARTS = "learner.accumulate"
+"""Setting that changes sums by their rounding alone, and what a network normalises over: it may differ when a training goes on."""
 
 
 @dataclass(frozen=True)
@@ -58,14 +62,29 @@ class Record:
         return hashlib.sha256(json.dumps([deciding, self.world], sort_keys=True).encode()).hexdigest()
 
     def write(self, folder: Path) -> None:
-        """Write ``training.json``."""
-        write_json(folder / RECORD, vars(self))
+        """Write ``training.json``; the log of a training that had other settings and left nothing else goes with them."""
+        path, text = folder / RECORD, _text(vars(self))
+        if path.is_file() and path.read_text("utf-8", "replace") != text:
+            shutil.rmtree(folder / "tracking", ignore_errors=True)
+        write_json(path, vars(self))
 
     @classmethod
     def read(cls, folder: Path) -> Record | None:
-        """Return what a training in this folder was started with; None where there is none."""
+        """Return what a training in this folder was started with; None where there is none.
+
+        Raises
+        ------
+        ConfigError
+            If the file is damaged.
+        """
         values = read_json(folder / RECORD)
-        return None if values is None else cls(**values)
+        if values is None:
+            return None
+        kinds = {"config": dict, "world": int, "model": str, "plugin": dict, "software": dict}
+        wrong = [name for name, kind in kinds.items() if not isinstance(values.get(name), kind)]
+        if wrong or values.keys() - kinds.keys():
+            raise damaged(folder / RECORD, f"{wrong[0]!r} is missing" if wrong else "it has other keys")
+        return cls(**values)
 
     def check_same(self, before: Record, folder: Path) -> None:
         """Refuse to go on with another training than that of `before`.
@@ -76,7 +95,9 @@ class Record:
             With every key that differs.
         """
         pairs = [
-            (key, was, now) for key, was, now in _pairs(before.config, self.config) if key.split(".")[0] not in FREE
+            (key, was, now)
+            for key, was, now in _pairs(before.config, self.config)
+            if key.split(".")[0] not in FREE and key != PARTS
         ]
         pairs += [("processes", before.world, self.world)] if before.world != self.world else []
         if pairs:
@@ -87,40 +108,65 @@ class Record:
             )
 
     def changes(self, before: Record) -> str:
-        """Return which versions differ, in words; the weights may then differ in their last digits."""
-        pairs = list(_pairs(before.software, self.software))
+        """Return which versions, or parts of a step, differ, in words; the weights may then differ in their last digits."""
+        parts = [one for one in _pairs(before.config, self.config) if one[0] == PARTS]
+        pairs = [*_pairs(before.software, self.software), *parts]
         return "; ".join(f"{key}: {was} before, {now} now" for key, was, now in pairs)
 
 
+def make_folder(folder: Path) -> None:
+    """Make the folder of a run.
+
+    Raises
+    ------
+    OutputExists
+        If it is a file.
+    WriteFailed
+        If it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise OutputExists(f"{str(folder)!r} exists and is not a folder.\nRemove it, or name another folder.") from None
+    except OSError as error:
+        raise write_failed(folder, error) from error
+
+
 def claim(folder: Path, *, resume: bool) -> Record | None:
-    """Make the folder of a run one's own; return what the training in it was started with, None for a new one.
+    """Make the folder of a run one's own; return what the training in it was started with, None for one that begins.
+
+    A training that has left nothing to go on from may be begun anew, with other settings too.
 
     Raises
     ------
     OutputExists
         If something is in it that may not be replaced.
     WriteFailed
-        If it cannot be written to.
+        If it cannot be read.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         names = {name for name in os.listdir(folder) if not name.startswith(".")}
-    except FileExistsError:
-        raise OutputExists(f"{str(folder)!r} exists and is not a folder.\nRemove it, or name another folder.") from None
     except OSError as error:
         raise write_failed(folder, error) from error
-    before = Record.read(folder)
-    if before is not None and not resume:
+    begun = RECORD in names and _has_begun(folder)
+    if begun and not resume:
         raise OutputExists(
             f"{str(folder)!r} holds a training.\nPass --resume to go on with it, or name another folder."
         )
-    if before is None and names - _EARLY:
+    if RECORD not in names and names - _EARLY:
         raise OutputExists(
             f"{str(folder)!r} exists and is no training (it holds {sorted(names - _EARLY)[0]!r}).\nName another folder."
         )
     sweep(folder)
-    return before
+    return Record.read(folder) if begun else None
 
+
+def _has_begun(folder: Path) -> bool:
+    return any((folder / name).exists() for name in _LEFT) or any((folder / FOLDER).glob("*epoch_*"))
+
+
+_LEFT = ("model", "latest", "epochs.csv", RESULT)
+"""What a training leaves besides its checkpoints."""
 
 _EARLY = {"heartbeat.json", "data.csv", "skipped.csv"}
 """What a training writes before its record."""
@@ -129,7 +175,11 @@ _EARLY = {"heartbeat.json", "data.csv", "skipped.csv"}
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Write plain values."""
     with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(values, indent=1) + "\n", "utf-8")
+        temporary.write_text(_text(values), "utf-8")
+
+
+def _text(values: Mapping[str, Any]) -> str:
+    return json.dumps(values, indent=1) + "\n"
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
@@ -141,12 +191,19 @@ def read_json(path: Path) -> dict[str, Any] | None:
         If it is damaged.
     """
     try:
-        found: dict[str, Any] = json.loads(path.read_text("utf-8"))
-        return found
+        found = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{str(path)!r} is damaged: {error}.\nStart a new training in another folder.") from error
+        raise damaged(path, str(error)) from error
+    if not isinstance(found, dict):
+        raise damaged(path, f"it holds {type(found).__name__} instead of a table")
+    return found
+
+
+def damaged(path: Path, fault: str, advice: str = "Start a new training in another folder.") -> ConfigError:
+    """Return the error for a file of a run that cannot be used."""
+    return ConfigError(f"{str(path)!r} is damaged: {fault.rstrip('.')}.\n{advice}")
 
 
 def _pairs(before: Mapping[str, Any], now: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any, Any]]:

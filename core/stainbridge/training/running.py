@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError, ContractViolation
+from ..errors import ContractViolation
 from ..interfaces import Learner, PluginConfig
 from ..loading import Found
 from ..torchkit import resolve_device
@@ -18,13 +18,16 @@ from .data import SKIPPED, Data, check_same, open_data, write_lists
 from .epochs import MODEL, Finish, Watching
 from .exporting import ModelFacts
 from .group import Membership, joined
+from .lock import alone_in
 from .logging import Log, open_log
 from .loop import Loop
+from .mending import bring_back, has_model
 from .pulse import alive
-from .record import RESULT, Record, claim, read_json, write_json
-from .settings import TrainConfig, put_together
+from .record import RECORD, RESULT, Record, claim, damaged, make_folder, read_json, write_json
+from .resolving import resolved
+from .settings import TrainConfig
+from .shortage import Advice, within_memory
 from .sources import Told
-from .subject import find_trainable, lesson_settings
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,11 @@ def train(
     NoPictures, ScaleUnknown, DataCorrupt
         If a side is empty, a picture has no scale, or pictures are not those of before.
     OutputExists
-        If `out` holds something already, and `resume` is False.
+        If `out` holds something already, and `resume` is False; a training that has left no checkpoint is begun anew.
+    FolderInUse
+        If another process trains into `out`.
+    OutOfMemory
+        If a step does not fit into the memory of the device.
     UnknownPlugin, MissingExtra, DeviceUnavailable
         If the plugin, its library or the device is not there.
     TrainingDiverged
@@ -82,7 +89,7 @@ def train(
     WriteFailed
         If the disk is full.
     """
-    found, config = _resolved(config, settings)
+    found, config = resolved(config, settings)
     if config.device != "cpu":
         resolve_device(config.device)
     with joined(config.device) as group:
@@ -90,31 +97,6 @@ def train(
         return _Training(found, config, Path(out), group, tell if tell and group.rank == 0 else quiet).run(
             resume=resume
         )
-
-
-def resolve(config: TrainConfig) -> TrainConfig:
-    """Return a training with every default of its learner written out; errors as `train`."""
-    found = find_trainable(config.plugin)
-    return config.replace(learner=lesson_settings(found, config).model_dump(mode="json"))
-
-
-def _resolved(config: TrainConfig | str | Path, settings: Mapping[str, Any]) -> tuple[Found, TrainConfig]:
-    if isinstance(config, TrainConfig):
-        config = config.replace(**settings) if settings else config
-    else:
-        file = Path(config) if str(config).endswith(".toml") else None
-        plugin = _named_in(file) if file else str(config)
-        config = put_together(plugin, find_trainable(plugin).cls.presets, file=file, options=settings)
-    return find_trainable(config.plugin), resolve(config)
-
-
-def _named_in(file: Path) -> str:
-    from ..config import read_toml
-
-    plugin = read_toml(file, ConfigError).get("plugin")
-    if not isinstance(plugin, str):
-        raise ConfigError(f"{file} does not say what is trained: it lacks the key 'plugin'.")
-    return plugin
 
 
 @dataclass(frozen=True)
@@ -132,27 +114,34 @@ class _Training:
         return self.group.rank == 0
 
     def run(self, *, resume: bool) -> Trained:
+        with self._alone():
+            return self._run(resume=resume)
+
+    def _run(self, *, resume: bool) -> Trained:
         facts = ModelFacts.of(self.config, self.folder)
         record = Record.of(self.config, self.found, world=self.group.world, model=facts.name)
         before = self._claimed(record, resume=resume)
-        done = read_json(self.folder / RESULT)
+        # What may differ from before is no part of the mark.
+        checkpoints = Checkpoints(self.folder, (before or record).mark, self.group, vars(record))
+        done = read_json(self.folder / RESULT) if before else None
         if done is not None:
-            self.tell("finished", 1, 1, "This training is finished; nothing is left to do.")
-            with self._log(0):  # which sends what MLflow would not take before
-                pass
-            return self._trained(facts, done["best"])
-        data = self._data(record, before)
+            return self._trained(facts, self._already(done, checkpoints, facts))
+        data = self._data(before)
         steps = self.config.steps or math.ceil(data.patches / (self.config.batch_size * self.group.world))
         # The others wait in the first collective operation of the learner, and not for long.
         self.group.meet()
-        learner = self._learner()
+        learner, watcher = self._learner(), self._watcher(data)
+        if self._first and before is None:
+            # Nothing is written down before all that could be a mistake of the user's is made.
+            write_lists(self.folder, data)
+            record.write(self.folder)
         with self._log(steps) as log:
             log.params({**record.config, "processes": record.world, "steps_per_epoch": steps})
-            standing = self._learned(
-                learner, data, facts, Checkpoints(self.folder, record.mark, self.group), (steps, log)
-            )
+            finish = Finish(self.folder, self.found, self.config, facts, watcher, log, self.group.device)
+            standing = self._learned(learner, data, checkpoints, finish, steps)
             best = standing.best or {"epoch": float(standing.epoch)}
             if self._first:
+                self._mended(best, checkpoints, learner, facts)
                 tags = {"licence": facts.licence, "plugin": facts.plugin, "data": ", ".join(facts.training)}
                 tags |= {f"best.{key}": f"{value:g}" for key, value in best.items()}
                 with alive(self.folder, standing.epoch, steps, doing="sending the model"):
@@ -161,50 +150,89 @@ class _Training:
         self.group.meet()
         return self._trained(facts, best)
 
+    def _already(self, done: Mapping[str, Any], checkpoints: Checkpoints, facts: ModelFacts) -> Mapping[str, float]:
+        """Return the best epoch of a finished training, whose model is made again where somebody removed it."""
+        best = done.get("best")
+        if not isinstance(best, dict) or not isinstance(best.get("epoch"), int | float):
+            advice = "Remove the file: the same command with --resume then writes it again from the last checkpoint."
+            raise damaged(self.folder / RESULT, "it names no best epoch", advice)
+        self.tell("finished", 1, 1, "This training is finished; nothing is left to do.")
+        if self.group.from_first(not has_model(self.folder)):
+            learner = self._learner()
+            if self._first:
+                self._mended(best, checkpoints, learner, facts)
+        with self._log(0):  # which sends what MLflow would not take before
+            pass
+        return best
+
+    def _mended(self, best: Mapping[str, float], checkpoints: Checkpoints, learner: Learner, facts: ModelFacts) -> None:
+        if not has_model(self.folder):
+            self.tell("", 0, 0, bring_back(self.folder, int(best["epoch"]), checkpoints, learner, self.config, facts))
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Hold the folder, on rank 0."""
+        if not self._first:
+            yield
+            return
+        make_folder(self.folder)
+        with alone_in(self.folder):
+            yield
+
     def _claimed(self, record: Record, *, resume: bool) -> Record | None:
         before = None
         if self._first:
             before = claim(self.folder, resume=resume)
+            if before is None and (self.folder / RECORD).is_file():
+                self.tell("", 0, 0, f"The training in {self.folder} has left no checkpoint; it is begun anew.")
             if before is not None:
                 record.check_same(before, self.folder)
                 if changes := record.changes(before):
                     self.tell(
-                        "", 0, 0, f"The training was started by other software ({changes}), so digits may differ."
+                        "",
+                        0,
+                        0,
+                        f"The training was started with other software or parts ({changes}), so digits may differ.",
                     )
-        self.group.meet()
-        return before
+        return self.group.from_first(before)
 
-    def _data(self, record: Record, before: Record | None) -> Data:
-        """Open the pictures; on rank 0, write down what they are or hold them against what was written down."""
+    def _data(self, before: Record | None) -> Data:
+        """Open the pictures; on rank 0, hold them against what was written down."""
         self.tell("reading pictures", 0, 0, "")
         with alive(self.folder, 0, 0, doing="reading pictures", when=self._first):
-            data = open_data(self.config, self.found.cls.learns_from, hashed=self._first)
+            data = open_data(self.config, self.found.cls.learns_from, hashed=self._first, out=self.folder)
         if not self._first:
             return data
         if before is not None:
             check_same(self.folder, data)
-        else:
-            write_lists(self.folder, data)
-            record.write(self.folder)
         counts = {side: sum(one.side == side for one in data.listed) for side in data.sides}
-        held = ", ".join(
+        shown = ", ".join(
             f"{side}: {counts[side]} pictures, {patches.count} patches" for side, patches in data.sides.items()
         )
+        out = "; held out: " + ", ".join(f"{side} {len(files)}" for side, files in data.watched.held_out.items())
         left = f"; {len(data.skipped)} files are skipped, see {self.folder / SKIPPED}" if data.skipped else ""
-        self.tell("pictures", 0, 0, f"{held}{left}")
+        self.tell("pictures", 0, 0, f"{shown}{out if self.config.watch.held_out else ''}{left}")
         return data
 
     def _learner(self) -> Learner:
-        settings: PluginConfig = self.found.cls.Training.model_validate(self.config.learner)
-        config = self.config
-        learner = self.found.cls.learner(
-            settings, device=self.group.device, seed=config.seed, mpp=config.mpp, patch_px=config.patch_px
+        settings, config = self._settings, self.config
+        learner = within_memory(
+            lambda: self.found.cls.learner(
+                settings, device=self.group.device, seed=config.seed, mpp=config.mpp, patch_px=config.patch_px
+            ),
+            what=lambda: f"The learner of {self.found.name!r} on {self.group.device!r}",
+            advice=lambda: "Take a device with more memory, or close what else uses this one.",
         )
         if not isinstance(learner, Learner):
             raise ContractViolation(
                 f"{self.found.name!r} must give a Learner to train; found {type(learner).__name__}."
             )
         return learner
+
+    @property
+    def _settings(self) -> PluginConfig:
+        settings: PluginConfig = self.found.cls.Training.model_validate(self.config.learner)
+        return settings
 
     @contextmanager
     def _log(self, steps: int) -> Iterator[Log]:
@@ -224,11 +252,7 @@ class _Training:
         if message:
             self.tell("MLflow", 0, 0, message)
 
-    def _learned(
-        self, learner: Learner, data: Data, facts: ModelFacts, checkpoints: Checkpoints, rest: tuple[int, Log]
-    ) -> Standing:
-        steps, log = rest
-        finish = Finish(self.folder, self.found, self.config, facts, self._watcher(data), log, self.group.device)
+    def _learned(self, learner: Learner, data: Data, checkpoints: Checkpoints, finish: Finish, steps: int) -> Standing:
         loop = Loop(
             folder=self.folder,
             config=self.config,
@@ -238,11 +262,14 @@ class _Training:
             steps=steps,
             checkpoints=checkpoints,
             finish=finish,
-            log=log,
+            log=finish.log,
             tell=self.tell,
+            advice=Advice(self.config, self._settings, self.group.device),
         )
         with alive(self.folder, 0, 0, doing="reading the checkpoint", when=self._first):
             kept = checkpoints.newest(lambda message: self.tell("", 0, 0, message))
+            if self._first and kept is not None and kept.standing.best:
+                self._mended(kept.standing.best, checkpoints, learner, finish.facts)
         return loop.run(kept)
 
     def _watcher(self, data: Data) -> Watching | None:
@@ -253,7 +280,9 @@ class _Training:
         self.tell("looking at the pictures", 0, 0, "")
         shown, config = data.watched, self.config.replace(device=self.group.device)
         with alive(self.folder, 0, 0, doing="looking at the pictures"):
-            watcher = Watcher.open(config, shown.ihc, shown.he, self.folder, labelled=shown.labelled)
+            watcher = Watcher.open(
+                config, shown.ihc, shown.he, self.folder, labelled=shown.labelled, held_out=shown.held_out
+            )
         for remark in watcher.remarks:
             self.tell("", 0, 0, remark)
         return watcher
