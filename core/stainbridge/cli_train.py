@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -76,10 +77,10 @@ def _train(
 
 def _say_how_to_use(found: Any, out: Path) -> None:
     registry = found.model / "registry.toml"
-    use = f"stainbridge run PICTURES -o RESULTS --{found.kind}"
+    use = ["stainbridge", "run", "PICTURES", "-o", "RESULTS", f"--{found.kind}"]
     typer.echo(f"Trained {found.name}; the best of {found.epochs} epochs is {found.best['epoch']:.0f}.")
-    typer.echo(f"Use it:  {use} {out}")
-    typer.echo(f"By name: {use} {found.name} --registry {registry}")
+    typer.echo(f"Use it:  {shlex.join([*use, str(out)])}")
+    typer.echo(f"By name: {shlex.join([*use, found.name, '--registry', str(registry)])}")
     typer.echo(f"For a registry file of your own, beside {', '.join(_weights(found.model))}:\n")
     typer.echo(registry.read_text("utf-8"), nl=False)
 

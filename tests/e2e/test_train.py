@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import os
+import shlex
 import signal
 import sqlite3
 import subprocess
@@ -102,6 +103,27 @@ class TestTheCommand:
         assert stdout.endswith((out / "model" / "registry.toml").read_text())
         assert "ihc: 2 pictures" in stderr
         assert "epoch 2 of 2: loss/colour" in stderr
+
+    def test_what_it_prints_can_be_typed_with_blanks_in_names_too(self, stain, pictures, tmp_path):
+        out = tmp_path / "my run's"
+        code, stdout, _ = stain(*command("tint", pictures, out, "--no-mlflow", settings=self.QUICK))
+        assert code == 0
+        use, by_name = (shlex.split(line.partition(":")[2]) for line in stdout.splitlines()[1:3])
+        assert use[-2:] == ["--translator", str(out)]
+        assert by_name[-3:] == ["tint/my-run-s", "--registry", str(out / "model" / "registry.toml")]
+
+    def test_a_step_that_does_not_fit_is_one_message(self, stain, pictures, tmp_path, monkeypatch):
+        def step(self, batch):
+            raise MemoryError("Unable to allocate 2.00 GiB")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(fakes.TintLearner, "step", step)
+            typed = command("tint", pictures, tmp_path / "run", "--no-mlflow", settings=self.QUICK)
+            code, _, stderr = stain(*typed, "--set", "batch_size=2")
+        assert code == 2
+        assert "OutOfMemory: Step 1 of epoch 1 on 'cpu' does not fit into memory: Unable to allocate 2.00 GiB" in stderr
+        assert "Traceback" not in stderr
+        assert stain(*typed, "--set", "batch_size=1")[0] == 0
 
     def test_options_and_set_go_over_a_file_and_a_preset(self, stain, pictures, tmp_path):
         file = tmp_path / "mine.toml"
