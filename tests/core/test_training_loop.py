@@ -32,7 +32,7 @@ from stainbridge.errors import (
 from stainbridge.interfaces import Snapshot
 from stainbridge.tracking import tracker
 from stainbridge.training import checkpoints, loop, watching
-from stainbridge.training.checkpoints import Checkpoints, Standing
+from stainbridge.training.checkpoints import Checkpoints, Standing, sweep
 from stainbridge.training.group import Membership
 from stainbridge.training.heartbeat import last_beat
 from stainbridge.training.tensors import read_tensors, write_tensors
@@ -348,6 +348,15 @@ class TestGoingOn:
         (folder / ".partial-0a1b2c3d.epochs.csv").write_text("half")
         train(resume=True)
         assert not [path for path in folder.rglob(".*") if "partial" in path.name or "old" in path.name]
+
+    def test_a_checkpoint_that_was_being_replaced_comes_back(self, train, tmp_path):
+        with pytest.raises(KeyboardInterrupt):
+            train(stop_after=7)
+        folder = tmp_path / "run" / "checkpoints"
+        before = sorted(path.name for path in folder.iterdir())
+        (folder / before[-1]).rename(folder / f".{before[-1]}.old-0a1b2c3d")
+        sweep(tmp_path / "run")
+        assert sorted(path.name for path in folder.iterdir()) == before
 
 
 class TestWhatGoesWrong:

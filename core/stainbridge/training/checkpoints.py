@@ -20,7 +20,7 @@ from typing import Any
 
 from ..errors import WeightsCorrupt
 from ..interfaces import Snapshot
-from ..io.atomic import atomic_folder
+from ..io.atomic import atomic_folder, take_all_back
 from .group import Membership
 from .tensors import digests, read_tensors, write_tensors
 
@@ -191,9 +191,10 @@ class Checkpoints:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what a process that was killed left half-written in a run's folder."""
-    for place in (folder, folder / FOLDER):
-        for path in place.iterdir() if place.is_dir() else ():
+    """Remove what a process that was killed left half-written in a run's folder; what it was replacing comes back."""
+    for place in filter(Path.is_dir, (folder, folder / FOLDER)):
+        take_all_back(place)
+        for path in list(place.iterdir()):
             if _LEFT.fullmatch(path.name):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
