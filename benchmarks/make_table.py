@@ -20,6 +20,19 @@ The four tiles hold 342 nuclei: differences of 0.02 mean nothing.
 """
 
 REMARKS = {
+    "hovernet_beside": """A batch at a time, as a segmenter without `stream` is called, the network stood idle for a quarter of the time at
+50 ms a tile; now for a twentieth, a part of which is the last tiles. Threads are as good as processes here, where the caller does little
+else.""",
+    "ihc_tiles_trained": """![IHC, deconvolution, CycleGAN, U-GAT-IT](../docs/translations.jpg)
+
+scikit-image's IHC (a stain of the cytoplasm), `deconvolution/cytoplasmic`, and the CycleGAN and U-GAT-IT of this section, made by
+`python docs/make_translations.py`. Both learned from a marker of nuclei, so brown cytoplasm becomes nuclear purple and the blue nuclei
+in it turn pale: a generator serves the kind of marker that it has seen.
+
+Neither helps. Against `identity` F1 falls with three of seven segmenters for `cyclegan` (`baseline`, both of Cellpose) and with four for
+`ugatit` (InstanSeg too), and rises with one (`ugatit`, `stardist/bruce-psyn`, by 0.02). Against `deconvolution/nuclear` it rises with
+none, and falls with two (`cyclegan`: both of Cellpose) and four (`ugatit`: InstanSeg, both of Cellpose, `stardist/bruce-th`); the others
+cannot be told apart on four pictures. `cyclegan/own` has seen the unlabelled pixels of these pictures, and is flagged.""",
     "generator": """Inference on a GPU was never measured, as no card was at hand for it: the goals of 3 times eager fp32 and of 35 % of the
 card's bf16 rate are open. `python benchmarks/speed/generator.py --device cuda` measures both and writes
 `results/generator_cuda.json`.""",

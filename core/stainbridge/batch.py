@@ -19,7 +19,7 @@ from typing import Any, TypeAlias
 from .config import RunConfig
 from .errors import ConfigError, OutputExists, UnreadablePicture
 from .io import atomic_write, check_output, open_picture, save
-from .io.atomic import write_failed
+from .io.atomic import take_back, write_failed
 from .pipeline import Progress, Stages, run_stages
 from .records import Source
 
@@ -162,6 +162,7 @@ def _run_one(picture: Path, folder: Path, stages: Stages, *, existing: str, prog
     start = time.perf_counter()
     entry = Entry(printable(picture), printable(folder.name), "done")
     try:
+        take_back(folder)
         if existing == "resume" and (folder / SUMMARY).exists():
             return replace(entry, status="kept", **_counts(_same(picture, folder, stages.config)))
         check_output(folder, overwrite=existing == "overwrite")

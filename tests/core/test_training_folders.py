@@ -421,3 +421,11 @@ class TestOneAtATime:
             assert json.loads((tmp_path / lock.LOCK).read_text())["pid"] == os.getpid()
             with pytest.raises(FolderInUse), alone_in(tmp_path):
                 pass
+
+
+def test_what_is_no_number_is_null_in_json(tmp_path):
+    from stainbridge.training.record import write_json
+
+    write_json(tmp_path / "values.json", {"best": {"kid": float("nan"), "epoch": 2.0}, "rest": [float("inf"), 1]})
+    text = (tmp_path / "values.json").read_text()
+    assert json.loads(text, parse_constant=pytest.fail) == {"best": {"kid": None, "epoch": 2.0}, "rest": [None, 1]}

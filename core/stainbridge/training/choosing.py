@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..io.atomic import atomic_write
 from .domain import LEAST_WINDOWS, SUBSET_SIZE, SUBSETS, WINDOW_PX, Distance
+from .record import write_json
 
 Values = Mapping[str, float]
 
@@ -168,8 +168,7 @@ class Selection:
         """
         self.epochs = [one for one in self.epochs if one["epoch"] < epoch] + [{"epoch": epoch, **values}]
         record = {**self.rule.facts(), **self._facts, "best_epoch": self.best["epoch"], "epochs": self.epochs}
-        with atomic_write(self.path) as temporary:
-            temporary.write_text(json.dumps(_plain(record), indent=1, allow_nan=False) + "\n", "utf-8")
+        write_json(self.path, record)
 
     @property
     def best(self) -> Mapping[str, float]:
@@ -193,12 +192,3 @@ def _read(path: Path) -> list[dict[str, float]]:
         return [{name: math.nan if value is None else value for name, value in row.items()} for row in rows]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return []
-
-
-def _plain(value: Any) -> Any:
-    """Return the same with NaN and infinities as None, which JSON can say."""
-    if isinstance(value, Mapping):
-        return {key: _plain(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

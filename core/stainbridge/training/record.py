@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -173,13 +174,22 @@ _EARLY = {"heartbeat.json", "data.csv", "skipped.csv"}
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Write plain values."""
+    """Write plain values; a number that is NaN or infinite becomes null, as JSON has no other."""
     with atomic_write(path) as temporary:
         temporary.write_text(_text(values), "utf-8")
 
 
 def _text(values: Mapping[str, Any]) -> str:
-    return json.dumps(values, indent=1) + "\n"
+    return json.dumps(_known(values), indent=1, allow_nan=False) + "\n"
+
+
+def _known(value: Any) -> Any:
+    """Return the same with NaN and infinities as None."""
+    if isinstance(value, Mapping):
+        return {key: _known(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_known(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

@@ -156,6 +156,7 @@ class _Training:
         if not isinstance(best, dict) or not isinstance(best.get("epoch"), int | float):
             advice = "Remove the file: the same command with --resume then writes it again from the last checkpoint."
             raise damaged(self.folder / RESULT, "it names no best epoch", advice)
+        best = {name: math.nan if value is None else value for name, value in best.items()}
         self.tell("finished", 1, 1, "This training is finished; nothing is left to do.")
         if self.group.from_first(not has_model(self.folder)):
             learner = self._learner()

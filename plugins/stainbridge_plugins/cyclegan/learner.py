@@ -152,6 +152,11 @@ class CycleGANLearner:
 
     def _split(self, epochs: int) -> tuple[int, int]:
         constant, decay = self.settings.constant_epochs, self.settings.decay_epochs
+        if constant is not None and decay is not None and epochs > constant + decay:
+            raise ConfigError(
+                f"The learning rate is 0 after {constant} + {decay} epochs (learner.constant_epochs, learner.decay_epochs); "
+                f"{epochs} were asked for.\nPass --epochs {constant + decay}, or set both so that they fill all epochs."
+            )
         if decay is None:
             decay = epochs // 2 if constant is None else max(0, epochs - constant)
         return (max(0, epochs - decay) if constant is None else constant), decay
