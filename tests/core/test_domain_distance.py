@@ -146,6 +146,7 @@ class TestFeatures:
         assert with_tissue(windows_of(he[0])).all()
 
 
+@pytest.mark.heavy  # seconds of features of many pictures
 class TestDistance:
     def test_other_pictures_of_the_same_stain_are_near_zero(self, side, he):
         assert abs(side.distance(cut(he[4:])).kid) < 0.05
