@@ -1,16 +1,22 @@
 """HoVer-Net in training: it learns, goes on where it stopped, and says what does not fit."""
 
+import re
+
 import numpy as np
 import pytest
 
 from stainbridge import Labelled, Learner
 from stainbridge.errors import ConfigError
+from stainbridge.training import train
+from stainbridge.training.settings import put_together
 
 pytestmark = pytest.mark.heavy
 torch = pytest.importorskip("torch", reason="needs the torch extra")
 
 from stainbridge_plugins.hovernet.augment import recoloured  # noqa: E402
 from stainbridge_plugins.hovernet.learner import Training, learner  # noqa: E402
+from stainbridge_plugins.hovernet.network import Design  # noqa: E402
+from stainbridge_plugins.hovernet.segmenter import HoVerNet  # noqa: E402
 
 SMALL = {"slimming": 8, "precision": "fp32"}
 
@@ -35,6 +41,14 @@ def made(**settings):
     return learner(Training(**SMALL, **settings), device="cpu", seed=3, mpp=0.25, patch_px=256)
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A file of a whole network, which a phase can start from."""
+    path = tmp_path_factory.mktemp("start") / "trained.tar"
+    torch.save({"desc": made()._network.state_dict()}, path)
+    return path
+
+
 def state(one):
     snapshot = one.snapshot()
     return {name: tensor.clone() for name, tensor in snapshot.tensors.items()}
@@ -57,7 +71,8 @@ def test_types_are_learned_and_named_among_the_losses():
 
 
 @pytest.mark.parametrize("settings", [{}, {"ema": 0.9}, {"frozen_epochs": 1}])
-def test_what_is_restored_goes_on_bit_for_bit(settings):
+def test_what_is_restored_goes_on_bit_for_bit(settings, trained):
+    settings = {**settings, "start": trained}
     one, other = made(**settings), made(**settings)
     one.begin(1, 2, 2)
     one.step(batch(1))
@@ -72,8 +87,8 @@ def test_what_is_restored_goes_on_bit_for_bit(settings):
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_phase_one_leaves_the_encoder_as_it_is_and_phase_two_does_not():
-    one = made(frozen_epochs=1)
+def test_phase_one_leaves_the_encoder_as_it_is_and_phase_two_does_not(trained):
+    one = made(frozen_epochs=1, start=trained)
     start = state(one)
     changed = []
     for epoch in (1, 2):
@@ -95,8 +110,15 @@ def test_phase_one_leaves_the_encoder_as_it_is_and_phase_two_does_not():
     assert any(name.startswith("network/d1") for name in changed[1])
 
 
-def test_the_rate_falls_to_a_tenth_after_25_epochs_of_each_phase():
-    one = made(frozen_epochs=30)
+def test_a_training_of_phase_one_alone_never_frees_the_encoder(trained):
+    one = made(phase=1, start=trained)
+    one.begin(60, 60, 1)
+    assert not any(one_weight.requires_grad for one_weight in one._network.d1.parameters())
+    assert one.snapshot().values["optimiser"]["lr"][0] == pytest.approx(1e-6)
+
+
+def test_the_rate_falls_to_a_tenth_after_25_epochs_of_each_phase(trained):
+    one = made(frozen_epochs=30, start=trained)
     rates = []
     for epoch in (1, 25, 26, 30, 31, 55, 56):
         one.begin(epoch, 60, 1)
@@ -125,10 +147,64 @@ def test_recolouring_keeps_the_mean_picture_and_changes_each():
     assert torch.equal(changed, again)
 
 
+class TestPhasesNeedAStart:
+    def refused(self, preset, **settings):
+        chosen = {**HoVerNet.presets[preset]["learner"], **settings} if preset else settings
+        with pytest.raises(ConfigError) as caught:
+            made(**chosen)
+        assert "\nTo train without such a file: --preset scratch" in str(caught.value)
+        assert "--set learner.start=FILE" in str(caught.value)
+        return str(caught.value)
+
+    def test_phase_one_wants_the_encoder_of_imagenet(self):
+        for message in (self.refused("phase1"), self.refused(None, frozen_epochs=1)):
+            assert message.startswith("Phase 1 of HoVer-Net keeps the encoder as it is")
+            assert "ImageNet-ResNet50-Preact_pytorch.tar" in message
+
+    def test_phase_two_wants_the_model_of_phase_one(self):
+        message = self.refused("phase2")
+        assert message.startswith("Phase 2 of HoVer-Net goes on from what phase 1 learned")
+        assert "model/hovernet.safetensors" in message
+
+    def test_from_scratch_wants_none(self):
+        assert made(**HoVerNet.presets["scratch"].get("learner", {})).settings.start is None
+
+    def test_an_encoder_alone_will_do_for_phase_one_and_not_for_phase_two(self, tmp_path):
+        state = {name: one for name, one in made()._network.state_dict().items() if not name.startswith("decoder")}
+        path = tmp_path / "encoder.tar"
+        torch.save({"desc": state}, path)
+        made(phase=1, start=path)
+        with pytest.raises(ConfigError, match=r"it has no 'decoder\.np\..*\nName the model of phase 1"):
+            made(phase=2, start=path)
+
+    @pytest.mark.parametrize("preset", ["phase1", "phase2"])
+    def test_a_training_is_refused_before_its_folder_says_anything(self, preset, tmp_path):
+        from PIL import Image as Pillow
+
+        given = batch(count=1)
+        Pillow.fromarray(given.pixels[0]).save(tmp_path / "a.png")
+        Pillow.fromarray(given.labels[0].astype(np.uint16)).save(tmp_path / "a_labels.png")
+        with pytest.raises(ConfigError, match=r"learner\.start names none"):
+            train("hovernet", tmp_path / "run", preset=preset, pictures=str(tmp_path), mpp=0.25, tracking=False)
+        assert not (tmp_path / "run" / "training.json").exists()
+
+
 class TestBadInput:
     def test_a_size_that_the_network_does_not_take(self):
-        with pytest.raises(ConfigError, match=r"takes pictures of 256 px.*found 250 px"):
+        with pytest.raises(ConfigError, match=r"takes pictures of 256 px.*found 250 px\.\nPass --set patch_px=256"):
             learner(Training(**SMALL), device="cpu", seed=0, mpp=0.25, patch_px=250)
+
+    @pytest.mark.parametrize("preset", HoVerNet.presets)
+    def test_the_other_mode_with_a_preset_says_what_else_to_set(self, preset, trained):
+        config = put_together(
+            "hovernet", HoVerNet.presets, options={"preset": preset}, settings=["learner.mode=original"]
+        )
+        settings = Training(**SMALL, **config.learner, start=trained)
+        with pytest.raises(ConfigError) as caught:
+            learner(settings, device="cpu", seed=0, mpp=0.25, patch_px=config.patch_px)
+        (advice,) = re.findall(r"--set (\S+)", str(caught.value))
+        assert advice == "patch_px=270"
+        Design(settings.mode).output_of(config.with_overrides([advice]).patch_px)
 
     def test_types_that_are_missing(self):
         one = made(types=3)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from pydantic import Field
@@ -42,11 +42,17 @@ _ENCODER = ("d0", "d1", "d2", "d3")
 _DECAY_EPOCHS, _DECAY = 25, 0.1
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
-    "phase1": {"epochs": 50, "batch_size": 16, "patch_px": 256, "flips": "all", "learner": {"frozen_epochs": 50}},
-    "phase2": {"epochs": 50, "batch_size": 4, "patch_px": 256, "flips": "all"},
+    "phase1": {"epochs": 50, "batch_size": 16, "patch_px": 256, "flips": "all", "learner": {"phase": 1}},
+    "phase2": {"epochs": 50, "batch_size": 4, "patch_px": 256, "flips": "all", "learner": {"phase": 2}},
     "scratch": {"epochs": 100, "batch_size": 8, "patch_px": 256, "flips": "all"},
 }
-"""The paper's two phases, the second of which starts from the first one's weights (`learner.start`), and one without any start."""
+"""The paper's two phases, each of which must start from a file (`learner.start`), and one without any start."""
+
+_ENCODER_FILE = "ImageNet-ResNet50-Preact_pytorch.tar"
+_NEEDED = {
+    1: f"the original's encoder, learned on ImageNet: {_ENCODER_FILE}, which its README links to",
+    2: "the model of phase 1: FOLDER/model/hovernet.safetensors, where FOLDER is what phase 1 was trained into",
+}
 
 
 class Training(LearnerSettings):
@@ -58,11 +64,16 @@ class Training(LearnerSettings):
     lr: float = Field(
         1e-4, gt=0, description="learning rate of Adam; a tenth of it after 25 epochs of a phase, and so on"
     )
+    phase: Literal[1, 2] | None = Field(
+        None,
+        description="of the paper's two: 1 keeps the units of d0, and d1 to d3, as they are, 2 learns all; either needs a start",
+    )
     frozen_epochs: int = Field(
-        0, ge=0, description="epochs at first in which the units of d0, and d1 to d3, stay as they are: phase 1"
+        0, ge=0, description="both phases in one training: epochs at first that are phase 1, which needs a start"
     )
     start: Path | None = Field(
-        None, description="checkpoint to start from: of the encoder alone, or of the whole network"
+        None,
+        description="checkpoint to start from: of the encoder alone, or of the whole network, which phase 2 must have",
     )
     recolour: bool = Field(True, description="vary colours, sharpness and noise")
     gradient: Axes = Field(
@@ -89,29 +100,30 @@ class HoVerNetLearner:
     Raises
     ------
     ConfigError
-        If the network does not take pictures of that size, or the start is a file of another network.
+        If the network does not take pictures of that size, a phase of the paper has no start, or the start is a file of another network.
     """
 
     def __init__(self, settings: Training, *, device: str, seed: int, mpp: float, patch_px: int) -> None:
         torch = import_torch("train hovernet")
+        _check_start(settings)
         self.settings, self._mpp, self._device = settings, mpp, resolve_device(device)
         self._precision = resolve_precision(settings.precision, self._device)
         self._design = Design(settings.mode, settings.types, settings.slimming)
-        self._output_px = self._design.output_of(patch_px)
+        self._output_px = _output_px(self._design, patch_px)
         self._rng = torch.Generator().manual_seed(seed + parallel.rank())
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self._network = build(self._design)
         if settings.start is not None:
-            _begin_from(self._network, settings.start)
+            _begin_from(self._network, settings.start, whole=settings.phase == 2)
         layout = torch.channels_last if settings.keeps_channels_last(self._device) else torch.contiguous_format
         self._network.to(self._device, memory_format=layout)
         self._ema = EMA(self._network, settings.ema) if settings.ema else None
-        self._enter(frozen=settings.frozen_epochs > 0)
+        self._enter(frozen=self._is_frozen(1))
 
     def begin(self, epoch: int, epochs: int, steps: int) -> None:
         """Set the learning rate of an epoch; the first after the frozen ones starts a phase with an optimiser of its own."""
-        frozen = epoch <= self.settings.frozen_epochs
+        frozen = self._is_frozen(epoch)
         if frozen != self._frozen:
             self._enter(frozen=frozen)
         past = epoch - 1 - (0 if frozen else self.settings.frozen_epochs)
@@ -171,6 +183,9 @@ class HoVerNetLearner:
         config = {"mpp": self._mpp, "normalisation": self.settings.normalisation}
         return Exported({FILE: {name: copied(tensor) for name, tensor in tensors.items()}}, config)
 
+    def _is_frozen(self, epoch: int) -> bool:
+        return self.settings.phase == 1 or epoch <= self.settings.frozen_epochs
+
     def _enter(self, *, frozen: bool) -> None:
         """Start a phase: with the encoder frozen or free, and an optimiser that knows what learns."""
         self._frozen = self._network.frozen = frozen
@@ -218,18 +233,43 @@ def learner(settings: Training, *, device: str, seed: int, mpp: float, patch_px:
     return HoVerNetLearner(settings, device=device, seed=seed, mpp=mpp, patch_px=patch_px)
 
 
-def _begin_from(network: torch.nn.Module, path: Path) -> None:
-    """Take over what a checkpoint holds of the network: the encoder, and the decoders of nuclei where it has them; types may be new."""
+def _check_start(settings: Training) -> None:
+    """Refuse a phase of the paper from weights that nothing was learned by."""
+    phase = settings.phase or (1 if settings.frozen_epochs else None)
+    if phase is None or settings.start is not None:
+        return
+    why = "keeps the encoder as it is" if phase == 1 else "goes on from what phase 1 learned"
+    raise ConfigError(
+        f"Phase {phase} of HoVer-Net {why}, so that it has to start from a file; learner.start names none.\n"
+        f"Wanted is {_NEEDED[phase]}: --set learner.start=FILE\n"
+        "To train without such a file: --preset scratch"
+    )
+
+
+def _output_px(design: Design, patch_px: int) -> int:
+    try:
+        return design.output_of(patch_px)
+    except ConfigError as error:
+        raise ConfigError(f"{error}\nPass --set patch_px={design.window_px}") from None
+
+
+def _begin_from(network: torch.nn.Module, path: Path, *, whole: bool) -> None:
+    """Take over what a checkpoint holds of the network: the encoder, and the decoders of nuclei where it has them; types may be new.
+
+    The decoders must be there where `whole`.
+    """
     state = read_state(path)
     own = network.state_dict()
     known = {name: tensor for name, tensor in state.items() if name in own and own[name].shape == tensor.shape}
     parts = ["conv0.", *(f"{level}." for level in _ENCODER)]
-    parts += [branch for branch in ("decoder.np.", "decoder.hv.") if any(name.startswith(branch) for name in state)]
+    branches = ("decoder.np.", "decoder.hv.")
+    parts += [branch for branch in branches if whole or any(name.startswith(branch) for name in state)]
     needed = [name for name in own if name.startswith(tuple(parts)) and not name.endswith("num_batches_tracked")]
     missing = [name for name in needed if name not in known]
     if missing:
+        wanted = _NEEDED[2] if whole else "a checkpoint of HoVer-Net in the same mode, or of its encoder alone"
         raise ConfigError(
             f"{path.name!r} cannot be started from: it has no {missing[0]!r} of this mode and width "
-            f"(and {len(missing) - 1} more do not fit).\nName a checkpoint of HoVer-Net in the same mode, or of its encoder alone."
+            f"(and {len(missing) - 1} more do not fit).\nName {wanted}."
         )
     network.load_state_dict({**own, **known})
