@@ -3,10 +3,15 @@
 import collections
 import hashlib
 import pickle
+import shlex
+from itertools import pairwise
 
 import numpy as np
 import pytest
 
+from stainbridge import RunConfig
+from stainbridge.discovery import build as build_plugin
+from stainbridge.discovery import resolved
 from stainbridge.errors import ConfigError, WeightsCorrupt, WeightsUnavailable
 from stainbridge_plugins.hovernet.checkpoint import read_network
 from stainbridge_plugins.hovernet.network import Design, build
@@ -123,7 +128,21 @@ class TestRefused:
             read_network(tar, **asked)
         assert "holds a HoVer-Net, mode 'fast' with 6 types, background included" in str(caught.value)
         assert message in str(caught.value)
-        assert "Set mode = 'fast' and types = 6" in str(caught.value)
+        assert "--set segmenter.mode=fast --set segmenter.types=6 --set 'segmenter.type_names=[]'" in str(caught.value)
+
+    @pytest.mark.parametrize("model", ["hovernet/consep", "hovernet/pannuke", "hovernet/kumar"])
+    @pytest.mark.parametrize("design", [Design("fast", 0, 8), Design("fast", 6, 8), Design("original", 5, 8)], ids=str)
+    def test_what_is_advised_works_as_it_is_written(self, tmp_path, model, design):
+        torch.save({"desc": state_of(design)}, tmp_path / "net.tar")
+        given = [f"segmenter.path={tmp_path / 'net.tar'}"]
+        config = resolved(RunConfig(segmenter=model), given)
+        try:
+            built = build_plugin("segmenter", config.segmenter)
+        except ConfigError as error:
+            words = shlex.split(str(error).splitlines()[-1])
+            advised = [value for option, value in pairwise(words) if option == "--set"]
+            built = build_plugin("segmenter", resolved(config, [*given, *advised]).segmenter)
+        assert built.plugin.design == design
 
     def test_what_is_asked_and_found_is_taken(self, tar):
         assert read_network(tar, mode="fast", types=6).design.types == 6

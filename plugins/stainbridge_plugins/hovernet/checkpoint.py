@@ -94,5 +94,6 @@ def _check_asked(design: Design, path: Path, mode: Mode | Literal["auto"], types
     asked += [f"{types} types" if types else "no types"] if types is not None else []
     raise ConfigError(
         f"{path.name!r} holds a HoVer-Net, {described(design)}; asked for was {' with '.join(asked)}.\n"
-        f"Set mode = {design.mode!r} and types = {design.types}, or name another file."
+        f"Name another file, or take this one as it is, without names of types: --set segmenter.mode={design.mode} "
+        f"--set segmenter.types={design.types} --set 'segmenter.type_names=[]'"
     )
