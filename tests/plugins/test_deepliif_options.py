@@ -12,6 +12,8 @@ from stainbridge_plugins.deepliif.settings import NetworkSettings
 
 ALL = ("G1", "G2", "G3", "G4", "G51", "G52", "G53", "G54", "G55")
 
+NAN, INFINITE = float("nan"), float("inf")
+
 WRITTEN = """----------------- Options ---------------
                batch_size: 1                             \t[default: 4]
           checkpoints_dir: C:\\models: old                \t[default: ./checkpoints]
@@ -85,6 +87,12 @@ class TestOptions:
             ("net_g: ['resnet_9blocks', 'unet_512']", "'resnet_9blocks'"),
             ("model: SDG", "'DeepLIIF'"),
             ("input_nc: 1", "'3'"),
+            ("input_no: 2", "'1': the networks here take one picture"),
+            ("modalities_no: 3", "'4': there are four virtual stains here"),
+            ("modalities_no: 5  \t[default: 4]", "'4': there are four virtual stains here"),
+            ("targets_no: 4", "'5': there are four virtual stains and one segmentation"),
+            ("seg_gen: False", "'True': nuclei are read from a segmentation, which such a model does not make"),
+            ("seg_no: 0", "'1': there is one segmentation here"),
             ("ngf: 0", "a number of channels"),
             ("ngf: ٦٤", "a number of channels"),
             ("padding: circular", "one of zero, reflect, replicate"),
@@ -97,6 +105,16 @@ class TestOptions:
         with pytest.raises(WeightsCorrupt) as caught:
             read(line)
         assert wanted in str(caught.value)
+
+    def test_what_says_that_they_are_the_networks_of_deepliif_is_taken(self, read):
+        lines = ("modalities_no: 4", "seg_gen: True", "seg_no: 1", "input_no: 1", "targets_no: 5  \t[default: 5]")
+        assert read("\n".join(lines)) == Options()
+
+    def test_an_older_key_counts_only_where_the_newer_is_not_there(self, read):
+        assert read("targets_no: 1\nmodalities_no: 4\n") == Options()
+
+    def test_keys_of_the_training_do_not_count(self, read):
+        assert read("net_d: n_layers\nnet_ds: n_layers\nbatch_size: 7\nn_epochs: 3\noptimizer: sgd\n") == Options()
 
     @pytest.mark.parametrize("data", [b"\xff\xfe\x00\x01", bytes(range(256)) * 40])
     def test_bytes_that_are_no_text_hold_no_options(self, read, data):
@@ -124,7 +142,10 @@ class TestShares:
 
 
 class TestSettings:
-    @pytest.mark.parametrize("shares", [(0.5, 0.5, 0.5, 0, 0), (-0.5, 1.5, 0, 0, 0)])
+    @pytest.mark.parametrize(
+        "shares",
+        [(0.5, 0.5, 0.5, 0, 0), (-0.5, 1.5, 0, 0, 0), (NAN,) * 5, (1, 0, 0, 0, NAN), (INFINITE, 0, 0, 0, -INFINITE)],
+    )
     def test_shares_must_be_shares(self, shares):
         with pytest.raises(ValidationError, match="five shares, none negative, with the sum 1"):
             NetworkSettings(seg_weights=shares)

@@ -25,7 +25,14 @@ _ONLY = {
     "model": ("DeepLIIF", "other models of that program have other networks"),
     "net_g": ("resnet_9blocks", "virtual stains are made by resnet_9blocks here"),
     "net_gs": ("unet_512", "segmentations are made by unet_512 here"),
+    "input_no": ("1", "the networks here take one picture, the IHC"),
+    "modalities_no": ("4", "there are four virtual stains here, haematoxylin, DAPI, Lap2 and marker"),
+    "targets_no": ("5", "there are four virtual stains and one segmentation here"),
+    "seg_gen": ("True", "nuclei are read from a segmentation, which such a model does not make"),
+    "seg_no": ("1", "there is one segmentation here, of five networks"),
 }
+_REPLACED = {"targets_no": "modalities_no"}
+"""Keys of older releases that newer ones do not look at where the key beside them is there."""
 _SHARE = re.compile(r"\d(?:\.\d{0,17})?|\.\d{1,17}", re.ASCII)
 
 
@@ -57,7 +64,11 @@ class Options:
         """
         values = _values(path)
         for key, (only, because) in _ONLY.items():
-            if key in values and set(re.findall(r"[^\s\[\],'\"]+", values[key])) != {only}:
+            if (
+                key in values
+                and _REPLACED.get(key) not in values
+                and set(re.findall(r"[^\s\[\],'\"]+", values[key])) != {only}
+            ):
                 raise _unusable(path, key, values[key], f"{only!r}: {because}")
         return cls(
             ngf=int(_formed(path, values, "ngf", r"[1-9]\d{0,2}", "64", "a number of channels such as 64")),

@@ -66,7 +66,8 @@ class NetworkSettings(PluginConfig):
     @field_validator("seg_weights")
     @classmethod
     def _shares(cls, shares: SegWeights | None) -> SegWeights | None:
-        if shares is not None and (min(shares) < 0 or abs(sum(shares) - 1) > 1e-6):
+        # Said this way round, what is not a number is refused too.
+        if shares is not None and not (min(shares) >= 0 and abs(sum(shares) - 1) <= 1e-6):
             raise ValueError("must be five shares, none negative, with the sum 1")
         return shares
 
