@@ -153,7 +153,6 @@ class TestSettings:
     @pytest.mark.parametrize(
         ("plugin", "settings", "belongs"),
         [
-            (DeepLIIF, {"version": "current", "tiling": "original"}, "1.1.2"),
             (DeepLIIF, {"version": "current", "reading": "refined"}, "1.1.2"),
             (DeepLIIF, {"size_upper_px": 500}, "current"),
             (DeepLIIFCalls, {"marker_thresh": 100}, "current"),

@@ -90,10 +90,8 @@ class DeepLIIFCalls(PositivityClassifier):
         """Return whether the segmenter has the same networks and settings; not where `reuse` is false."""
         if not (self.config.reuse and isinstance(segmenter, DeepLIIF) and segmenter.engine is self._engine):
             return False
-        # Tiles that are resized have no marker; and where its threshold is not known yet, the whole picture has to be seen.
-        return self.config.marker_thresh is None or (
-            isinstance(self.config.marker_thresh, int) and segmenter.config.tiling == "padded"
-        )
+        # Where the marker's threshold is not known yet, the whole picture has to be seen.
+        return self.config.marker_thresh != "picture"
 
     def derive(self, values: Mapping[str, NDArray[np.float64]]) -> NDArray[np.float64]:
         """Return the share of positive among counted pixels that the segmenter found, float64 (n,); 1 by the marker."""

@@ -55,15 +55,17 @@ class DeepLIIF(Segmenter):
         )
         tiling: Literal["padded", "original"] = Field(
             "padded",
-            description="tiles of 512 px at the networks' scale, padded where the picture ends; or, with 1.1.2, resized as that does, "
-            "each window that is given by itself (set tile_px to the picture's size)",
+            description="padded: tiles of 512 px with 64 px of context, the same wherever a window begins; original: as the version's "
+            "program tiles a picture, for comparison with it. That of 1.1.2 resizes a picture to whole tiles, and sees one larger than "
+            "a tile at two thirds of its scale; the current one takes tiles of 512 px with 32 px of context and resizes nothing. Each "
+            "window is tiled by itself, and a picture of over 1024 px comes in several: set tile_px to its longer side in pixels of mpp",
         )
 
         @model_validator(mode="after")
         def _belong_together(self) -> DeepLIIF.Config:
             if self.version == "current":
-                if self.tiling == "original" or self.reading == "refined":
-                    raise ValueError('tiling = "original" and reading = "refined" belong to version = "1.1.2"')
+                if self.reading == "refined":
+                    raise ValueError('reading = "refined" belongs to version = "1.1.2"')
             elif self.size_upper_px is not None or self.large_noise_px is not None:
                 raise ValueError('size_upper_px and large_noise_px belong to version = "current"')
             return self
@@ -78,7 +80,10 @@ class DeepLIIF(Segmenter):
 
     @property
     def wants(self) -> Wants:
-        """IHC at the networks' scale; tiles of 512 px, or any size where tiling is the original's."""
+        """IHC at the networks' scale; tiles of 512 px with context, or any size where tiling is the original's.
+
+        A picture larger than what is given at once is then tiled window by window, which its program does not do: see `tiling`.
+        """
         tile = TILE_PX if self.config.tiling == "padded" else None
         return Wants(stain="ihc", mpp=self.config.mpp, tile=tile, halo=HALO_PX)
 
@@ -121,11 +126,13 @@ class DeepLIIF(Segmenter):
 
     def _pictures(self, batch: RGB) -> Iterable[Pictures]:
         """Yield uint8 (H, W, 4) per picture, or (H, W, 3) where tiles are resized and there is no marker."""
+        run = self.engine.tiles
+        if self.config.tiling == "original" and self.config.version == "current":
+            return (tiling.overlapping_tiles(ihc, run) for ihc in batch)
         if self.config.tiling == "original":
-            run = self.engine.tiles
-            return (tiling.segmentation(ihc, lambda tiles: run(tiles)[..., :3]) for ihc in batch)
+            return (tiling.resized_tiles(ihc, lambda tiles: run(tiles)[..., :3]) for ihc in batch)
         if batch.shape[1:3] == (TILE_PX, TILE_PX):
-            return self.engine.tiles(batch)
+            return run(batch)
         return (self.engine.pictures(ihc) for ihc in batch)
 
     def _found_in(self, batch: RGB) -> list[tuple[Cells, NDArray[np.float64]]]:
