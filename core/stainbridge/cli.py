@@ -168,15 +168,19 @@ def doctor() -> None:
 
 @plugins_app.command()
 def check(
-    name: Annotated[str, typer.Argument(help="Name of a plugin, as `stainbridge plugins` lists it.")],
+    name: Annotated[str, typer.Argument(help="A plugin, as `stainbridge plugins` lists it, or a model of it.")],
     kind: Annotated[PluginKind | None, typer.Option(help="Where one name is of several kinds.")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="KEY=VALUE, such as path=FILE or segmenter.path=FILE; may be repeated."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Hold a plugin against its contract; exit code 1 if a check fails."""
     from .report.console import print_checks
     from .testing import check_plugin
 
-    reports = check_plugin(name, kind=kind)
+    reports = check_plugin(name, kind=kind, settings=settings or ())
     print_checks(reports, as_json=as_json)
     raise typer.Exit(0 if all(report.ok for report in reports) else 1)
 

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from stainbridge.errors import PluginUnavailable, StainbridgeError, UnknownPlugin, nearest
+from stainbridge.config import Choice, overridden
+from stainbridge.errors import ConfigError, PluginUnavailable, StainbridgeError, UnknownPlugin, nearest
 from stainbridge.interfaces import Kind, Metric, Plugin
 
 from . import checks_classifier, checks_common, checks_metric, checks_pixels, checks_segmenter, checks_translator
@@ -117,27 +118,43 @@ def run_check(check: Check, subject: Subject) -> CheckReport:
     return CheckReport(check.name, outcome, message, subject.kind, str(getattr(cls, "name", cls.__name__)))
 
 
-def check_plugin(name: str, *, kind: Kind | None = None) -> list[CheckReport]:
+def check_plugin(name: str, *, kind: Kind | None = None, settings: Iterable[str] = ()) -> list[CheckReport]:
     """Run the checks over an installed plugin, or over a model such as "stardist/he".
 
     Parameters
     ----------
     name : of the plugin or model
     kind : None takes every kind that has this name
+    settings : texts such as "path=FILE" for every kind, or "segmenter.path=FILE" for one; values as in `RunConfig.with_overrides`
 
     Raises
     ------
     UnknownPlugin, PluginUnavailable, MissingExtra, WeightsUnavailable
         If there is none, or it cannot be constructed.
+    ConfigError
+        If a setting is not one of the plugin, or of a kind that is not checked.
     """
     from stainbridge.discovery import build, catalog
 
     listed = catalog()
-    plugin = name.partition("/")[0]
+    plugin, _ = listed.registry.resolve(name)
     kinds = [kind] if kind else [one.kind for one in listed.found if one.name == plugin]
     if not kinds:
         raise _absent(listed, plugin)
-    return [report for one in kinds for report in run_checks(build(one, name).plugin)]
+    given = _by_kind(settings, kinds, name)
+    plugins = [build(one, Choice(name, given[one])).plugin for one in kinds]
+    return [report for one in plugins for report in run_checks(one)]
+
+
+def _by_kind(settings: Iterable[str], kinds: Iterable[Kind], name: str) -> dict[Kind, dict[str, Any]]:
+    """Return the settings of each kind: those for all, and its own over them."""
+    given = overridden({}, settings, example="path=FILE")
+    own = {one: given.pop(one) for one in KINDS if isinstance(given.get(one), dict)}
+    kinds = list(kinds)
+    for one in own:
+        if one not in kinds:
+            raise ConfigError(f"--set {one}.{next(iter(own[one]))}: {name!r} is checked as {' and '.join(kinds)} only.")
+    return {one: {**given, **own.get(one, {})} for one in kinds}
 
 
 def names_only_known_checks(subject: Subject) -> None:
