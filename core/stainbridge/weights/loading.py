@@ -68,7 +68,7 @@ def load_torchscript(path: Path, sha256: str | None = None, *, device: str = "cp
             warnings.simplefilter("ignore", DeprecationWarning)
             module = torch.jit.load(str(source) if isinstance(source, Path) else source, map_location=device)
     except Exception as error:  # the C++ reader raises RuntimeError, ValueError, and more
-        raise _corrupt(path, sha256, f"it is not a TorchScript module ({_first_line(error)})") from error
+        raise _corrupt(path, sha256, f"it is not a TorchScript module ({_first_line(error)})", unread=True) from error
     if finite:
         _check_finite(path, sha256, {**dict(module.named_parameters()), **dict(module.named_buffers())})
     return module.eval()
@@ -106,7 +106,9 @@ def read_npz(path: Path, sha256: str | None = None, *, finite: bool = True) -> d
         with np.load(source, allow_pickle=False) as archive:
             arrays = {name: np.asarray(archive[name]) for name in archive.files}
     except Exception as error:  # zipfile, zlib and numpy's own header parser each have their errors
-        raise _corrupt(path, sha256, f"it is not an archive of plain arrays ({_first_line(error)})") from error
+        raise _corrupt(
+            path, sha256, f"it is not an archive of plain arrays ({_first_line(error)})", unread=True
+        ) from error
     bad = [name for name, array in arrays.items() if array.dtype.kind in "fc" and not np.isfinite(array).all()]
     if finite and bad:
         raise _corrupt(path, sha256, f"{bad[0]!r} holds NaN or infinity")
@@ -133,7 +135,7 @@ def read_h5(path: Path, sha256: str | None = None, *, finite: bool = True) -> di
         with h5py.File(source, "r") as file:
             file.visititems(keep)
     except Exception as error:  # h5py raises OSError, KeyError and RuntimeError from the C library
-        raise _corrupt(path, sha256, f"it is not an HDF5 file ({_first_line(error)})") from error
+        raise _corrupt(path, sha256, f"it is not an HDF5 file ({_first_line(error)})", unread=True) from error
     bad = [name for name, array in arrays.items() if array.dtype.kind == "f" and not np.isfinite(array).all()]
     if finite and bad:
         raise _corrupt(path, sha256, f"{bad[0]!r} holds NaN or infinity")
@@ -144,6 +146,8 @@ def _checked(path: Path, sha256: str | None) -> io.BytesIO | Path:
     """Return what to load: the bytes that were hashed, or the path where there is no hash or too many bytes."""
     if not path.is_file():
         raise WeightsUnavailable(f"There is no weight file {path}.\nSee: stainbridge models fetch, models where")
+    if path.stat().st_size == 0:
+        raise _corrupt(path, sha256, "it is empty", unread=True)
     if sha256 is None:
         return path
     with path.open("rb") as file:
@@ -153,7 +157,7 @@ def _checked(path: Path, sha256: str | None) -> io.BytesIO | Path:
             data = file.read()
             found, source = hashlib.sha256(data).hexdigest(), io.BytesIO(data)  # type: ignore[assignment]
     if found != sha256:
-        raise _corrupt(path, sha256, f"its sha256 is {found}")
+        raise _corrupt(path, sha256, f"its sha256 is {found}", unread=True)
     return source
 
 
@@ -162,7 +166,9 @@ def _read_torch(path: Path, source: io.BytesIO | Path) -> Any:
     try:
         return torch.load(source, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle, zip and the C++ reader each have their errors
-        raise _corrupt(path, None, f"torch refuses it as plain weights ({_refusal(error)})") from error
+        other = "weights_only" in str(error)
+        found = _refusal(error) if other else _first_line(error)
+        raise _corrupt(path, None, f"torch refuses it as plain weights ({found})", unread=not other) from error
 
 
 def _read_safetensors(path: Path, source: io.BytesIO | Path) -> Any:
@@ -176,7 +182,7 @@ def _read_safetensors(path: Path, source: io.BytesIO | Path) -> Any:
             return tensors.load_file(source)
         return tensors.load(source.getvalue())
     except Exception as error:  # SafetensorError, and ValueError or KeyError from its header
-        raise _corrupt(path, None, f"it is not a safetensors file ({_first_line(error)})") from error
+        raise _corrupt(path, None, f"it is not a safetensors file ({_first_line(error)})", unread=True) from error
 
 
 def _torch(path: Path) -> Any:
@@ -217,18 +223,26 @@ def _check_finite(path: Path, sha256: str | None, tensors: Mapping[str, Any]) ->
             raise _corrupt(path, sha256, f"{name!r} holds NaN or infinity")
 
 
-def _corrupt(path: Path, sha256: str | None, fault: str) -> WeightsCorrupt:
+def _corrupt(path: Path, sha256: str | None, fault: str, *, unread: bool = False) -> WeightsCorrupt:
+    """Return the error; with what to do where `unread`, since the file may have been whole once."""
     expected = f" (expected sha256 {sha256})" if sha256 else ""
-    return WeightsCorrupt(f"{path.name!r} cannot be used as weights: {fault}{expected}.\nPath: {path}")
+    step = "It may have been cut short or changed on its way: fetch or copy the file again.\n" if unread else ""
+    return WeightsCorrupt(f"{path.name!r} cannot be used as weights: {fault}{expected}.\n{step}Path: {path}")
 
 
 def _refusal(error: Exception) -> str:
     """Return what torch found, without its advice on how to load the file unsafely."""
-    if "weights_only" not in str(error):
-        return _first_line(error)
     found = [line.strip() for line in str(error).splitlines() if "Unsupported" in line or "unsupported" in line]
-    return found[0].partition(" was not an allowed")[0][:200] if found else "it holds something other than tensors"
+    return _whole(found[0].partition(" was not an allowed")[0]) if found else "it holds something other than tensors"
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0][:200] or type(error).__name__
+    return _whole(str(error).strip().partition("\n")[0]) or type(error).__name__
+
+
+def _whole(text: str, longest: int = 200) -> str:
+    """Return a text without its full stop, of a longer one whole sentences of it, or else whole words."""
+    if len(text) > longest:
+        sentences, _, _ = text[:longest].rpartition(". ")
+        text = sentences or f"{text[:longest].rpartition(' ')[0] or text[:longest]} ..."
+    return text.removesuffix(".") if not text.endswith("...") else text

@@ -2,6 +2,7 @@
 
 import builtins
 import hashlib
+import re
 import sys
 
 import numpy as np
@@ -169,6 +170,52 @@ def test_a_checkpoint_truncated_anywhere_is_refused_with_and_without_hash(saved)
         for hashed in (None, expected):
             with pytest.raises(WeightsCorrupt, match=saved.name):
                 load_state_dict(saved, hashed)
+
+
+AGAIN = "It may have been cut short or changed on its way: fetch or copy the file again."
+
+
+@pytest.mark.heavy
+def test_a_file_cut_short_is_refused_in_whole_sentences_with_what_to_do(saved):
+    data = saved.read_bytes()
+    for length in np.linspace(0, len(data) - 1, 20, dtype=int):
+        saved.write_bytes(data[:length])
+        with pytest.raises(WeightsCorrupt) as failure:
+            load_state_dict(saved)
+        fault, step, path = str(failure.value).splitlines()
+        assert (step, path) == (AGAIN, f"Path: {saved}")
+        assert fault.endswith((").", "it is empty."))
+        assert not re.search(r"(\b(Thi|is|a|the)|\.)\)\.$", fault), "a sentence breaks off, or ends twice"
+
+
+def test_an_empty_file_is_said_to_be_empty(npz):
+    npz.write_bytes(b"")
+    with pytest.raises(WeightsCorrupt, match=rf"'w\.npz' cannot be used as weights: it is empty\.\n{re.escape(AGAIN)}"):
+        read_npz(npz)
+
+
+@pytest.mark.heavy
+def test_where_the_file_is_whole_but_another_it_is_not_to_be_fetched_again(torch, tmp_path):
+    torch.save({"epoch": 3}, tmp_path / "x.pt")
+    with pytest.raises(WeightsCorrupt, match="not a tensor") as failure:
+        load_state_dict(tmp_path / "x.pt")
+    assert AGAIN not in str(failure.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("Short.", "Short"),
+        ("", "ValueError"),
+        ("One line\nand another", "One line"),
+        ("First. " + "Second " * 40, "First"),
+        ("A first. A second. " + "x" * 300, "A first. A second"),
+        ("word " * 60, "word " * 40 + "..."),
+        ("x" * 300, "x" * 200 + " ..."),
+    ],
+)
+def test_what_a_library_says_is_cut_where_a_sentence_or_a_word_ends(text, shown):
+    assert loading._first_line(ValueError(text)) == shown
 
 
 @pytest.mark.heavy
