@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from stainbridge import Labelled, Learner
+from stainbridge import Labelled, Learner, Snapshot
 from stainbridge.errors import ConfigError
 from stainbridge.training import train
 from stainbridge.training.settings import put_together
@@ -13,6 +13,7 @@ from stainbridge.training.settings import put_together
 pytestmark = pytest.mark.heavy
 torch = pytest.importorskip("torch", reason="needs the torch extra")
 
+from stainbridge_plugins.hovernet import learner as hovernet_learner  # noqa: E402
 from stainbridge_plugins.hovernet.augment import recoloured  # noqa: E402
 from stainbridge_plugins.hovernet.learner import Training, learner  # noqa: E402
 from stainbridge_plugins.hovernet.network import Design  # noqa: E402
@@ -124,6 +125,66 @@ def test_the_rate_falls_to_a_tenth_after_25_epochs_of_each_phase(trained):
         one.begin(epoch, 60, 1)
         rates.append(one.snapshot().values["optimiser"]["lr"][0])
     assert rates == pytest.approx([1e-4, 1e-4, 1e-5, 1e-5, 1e-4, 1e-4, 1e-5])
+
+
+class TestHalfPrecision:
+    """The bookkeeping, on a CPU: only a GPU computes in half precision."""
+
+    def scaled(self, scale=8.0, **settings):
+        one = made(**settings)
+        one._scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=2)
+        one.begin(1, 1, 3)
+        return one
+
+    def weights(self, one):
+        return {name: weight.detach().clone() for name, weight in one._network.named_parameters()}
+
+    @pytest.mark.parametrize(("precision", "scales"), [("fp32", False), ("bf16", False), ("fp16", True)])
+    def test_gradients_are_scaled_in_half_precision_only(self, monkeypatch, precision, scales):
+        monkeypatch.setattr(hovernet_learner, "resolve_precision", lambda asked, device: precision)
+        assert made()._scaler.is_enabled() == scales
+
+    def test_scaled_gradients_move_the_weights_as_plain_ones(self):
+        plain, scaled = made(accumulate=2), self.scaled(accumulate=2)
+        plain.begin(1, 1, 3)
+        gradients = []
+        for one in (plain, scaled):
+            one._network.conv0[0].weight.register_hook(lambda gradient: gradients.append(gradient.abs().max()))
+            one.step(batch(1))
+        assert float(gradients[2] / gradients[0]) == pytest.approx(8.0)
+        before, after = state(plain), state(scaled)
+        # Adam moves by a gradient's sign at first, so its own averages tell whether they were scaled back.
+        assert any(name.endswith("exp_avg") for name in before)
+        assert all(torch.allclose(before[name], after[name], rtol=1e-4, atol=1e-6) for name in before)
+
+    def test_a_step_whose_gradients_overflow_is_not_taken_nor_averaged(self):
+        one = self.scaled(ema=0.5)
+        before, average = self.weights(one), one._ema.snapshot().tensors
+        overflow = one._network.conv0[0].weight.register_hook(lambda gradient: gradient * torch.inf)
+        one.step(batch(1))
+        after = self.weights(one)
+        assert all(torch.equal(before[name], after[name]) for name in before)
+        assert all(torch.equal(average[name], tensor) for name, tensor in one._ema.snapshot().tensors.items())
+        assert one._scaler.get_scale() == 4.0
+        overflow.remove()
+        one.step(batch(1))
+        name = "conv0./.weight"
+        assert not torch.equal(before[name], self.weights(one)[name])
+        assert any(not torch.equal(average[name], tensor) for name, tensor in one._ema.snapshot().tensors.items())
+
+    def test_the_scale_goes_on_where_it_stopped_and_may_be_missing(self):
+        one, other, older = (self.scaled() for _ in range(3))
+        for seed in (1, 2):
+            one.step(batch(seed))
+        saved = one.snapshot()
+        assert saved.values["scaler"]["scale"] == 16.0
+        other.restore(saved)
+        assert other._scaler.get_scale() == 16.0
+        # As snapshots were before gradients were scaled.
+        values = {name: one for name, one in saved.values.items() if name != "scaler"}
+        older.restore(Snapshot(saved.tensors, values))
+        assert older._scaler.get_scale() == 8.0
+        older.step(batch(3))
 
 
 def test_parts_of_a_batch_learn_from_every_picture():

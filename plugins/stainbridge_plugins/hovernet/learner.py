@@ -119,6 +119,7 @@ class HoVerNetLearner:
         layout = torch.channels_last if settings.keeps_channels_last(self._device) else torch.contiguous_format
         self._network.to(self._device, memory_format=layout)
         self._ema = EMA(self._network, settings.ema) if settings.ema else None
+        self._scaler = torch.amp.GradScaler(self._device.type, enabled=self._precision == "fp16")
         self._enter(frozen=self._is_frozen(1))
 
     def begin(self, epoch: int, epochs: int, steps: int) -> None:
@@ -148,22 +149,22 @@ class HoVerNetLearner:
             share = len(rows) / len(batch.pixels)
             with parallel.gathering([self._wrapped], last=index == len(parts) - 1):
                 found = self._losses(batch, rows)
-                (found["loss"] * share).backward()
+                self._scaler.scale(found["loss"] * share).backward()
             for name, value in found.items():
                 losses[name] = losses.get(name, 0) + value.detach() * share
         aligned(self._optimiser)
-        self._optimiser.step()
-        if self._ema is not None:
+        if self._moved() and self._ema is not None:
             self._ema.update()
         values = parallel.averaged(torch.stack(list(losses.values()))).tolist()
         return dict(zip(losses, values, strict=True))
 
     def snapshot(self) -> Snapshot:
-        """Return network, optimiser, average and the state of the random numbers."""
+        """Return network, optimiser, average, the scale of the gradients and the state of the random numbers."""
         parts = {
             "network": of_network(self._network),
             "optimiser": of_optimiser(self._optimiser),
             "own": Snapshot({"rng": self._rng.get_state()}, {"frozen": self._frozen}),
+            "scaler": Snapshot({}, self._scaler.state_dict()),
         }
         return joined(parts if self._ema is None else {**parts, "ema": self._ema.snapshot()})
 
@@ -175,6 +176,8 @@ class HoVerNetLearner:
         to_optimiser(self._optimiser, part(snapshot, "optimiser"))
         if self._ema is not None:
             self._ema.restore(part(snapshot, "ema"))
+        if scale := part(snapshot, "scaler").values:
+            self._scaler.load_state_dict(dict(scale))
         self._rng.set_state(own.tensors["rng"])
 
     def export(self) -> Exported:
@@ -196,6 +199,16 @@ class HoVerNetLearner:
         self._wrapped = parallel.wrapped(self._network, self._device)
         if self.settings.compile:
             self._wrapped = import_torch("train hovernet").compile(self._wrapped)
+
+    def _moved(self) -> bool:
+        """Take a step, unless the scaled gradients overflowed; return whether it was taken."""
+        if not self._scaler.is_enabled():
+            self._optimiser.step()
+            return True
+        before = self._scaler.get_scale()
+        self._scaler.step(self._optimiser)
+        self._scaler.update()
+        return bool(self._scaler.get_scale() >= before)
 
     def _losses(self, batch: Labelled, rows: np.ndarray[Any, Any]) -> dict[str, torch.Tensor]:
         torch = import_torch("train hovernet")
