@@ -12,7 +12,7 @@ import tifffile
 
 import stainbridge
 from stainbridge import cli
-from stainbridge.testing.synthetic import synthetic_ihc
+from stainbridge.testing.synthetic import synthetic_he, synthetic_ihc
 
 README = (Path(__file__).resolve().parents[2] / "README.md").read_text("utf-8")
 PYTHON = re.findall(r"^```python\n(.*?)^```", README, re.M | re.S)
@@ -54,7 +54,8 @@ def test_its_commands_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for folder in ("slides", "study", "ihc", "he"):
         Path(folder).mkdir()
-        pixels = synthetic_ihc(shape=(256, 256), nuclei=25).source.pixels
+        make = synthetic_he if folder == "he" else synthetic_ihc
+        pixels = make(shape=(256, 256), nuclei=25).source.pixels
         tifffile.imwrite(f"{folder}/one.tif", pixels, photometric="rgb")
     Path("tiles").mkdir()
     sample = synthetic_ihc(shape=(256, 256), nuclei=25)
