@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -11,6 +11,7 @@ import numpy as np
 
 from stainbridge import RGB
 
+from .cells import Cells
 from .segmenter import DeepLIIF
 
 Mode: TypeAlias = tuple[Literal["batch", "running"], bool]
@@ -41,30 +42,40 @@ class Difference:
 
 def differences(
     config: DeepLIIF.Config,
-    batch: RGB,
+    pictures: Iterable[RGB],
     *,
     modes: Sequence[Mode] = MODES,
     weights: Mapping[str, Path] | None = None,
     device: str = "cpu",
 ) -> list[Difference]:
-    """Run uint8 (N, H, W, 3) IHC in each mode and compare with the mode of `config`; errors as the constructor of `DeepLIIF`."""
-    asked = DeepLIIF(config, weights=weights, device=device)
-    seg, cells = asked.segmentations(batch), asked.cells(batch)
-    found = np.stack([one.labels for one in cells]) > 0
+    """Run pictures, each uint8 (H, W, 3) IHC, in each mode and compare with the mode of `config`; over all of them together.
+
+    Errors are those of the constructor of `DeepLIIF`.
+    """
+    pictures = list(pictures)
+    asked = _run(DeepLIIF(config, weights=weights, device=device), pictures)
     rows = []
     for batch_norm, dropout in modes:
         other = config.model_copy(update={"batch_norm": batch_norm, "dropout": dropout})
-        plugin = DeepLIIF(other, weights=weights, device=device)
-        gap = np.abs(plugin.segmentations(batch).astype(np.int16) - seg)
-        theirs = plugin.cells(batch)
-        rows.append(
-            Difference(
-                (batch_norm, dropout),
-                mean_grey=float(gap.mean()),
-                max_grey=int(gap.max()),
-                nuclei=sum(len(one.p_positive) for one in theirs),
-                positive=sum(int(one.positive.sum()) for one in theirs),
-                changed_px=float(np.mean((np.stack([one.labels for one in theirs]) > 0) != found)),
-            )
-        )
+        found = _run(DeepLIIF(other, weights=weights, device=device), pictures)
+        rows.append(_compared((batch_norm, dropout), asked, found))
     return rows
+
+
+def _run(plugin: DeepLIIF, pictures: Sequence[RGB]) -> list[tuple[RGB, Cells]]:
+    """Return the segmentation of each picture, and its cells; tiles that were seen are not computed again."""
+    return [(plugin.segmentations(one[None])[0], plugin.cells(one[None])[0]) for one in pictures]
+
+
+def _compared(mode: Mode, asked: list[tuple[RGB, Cells]], found: list[tuple[RGB, Cells]]) -> Difference:
+    pairs = list(zip(asked, found, strict=True))
+    gaps = [np.abs(theirs.astype(np.int16) - ours) for (ours, _), (theirs, _) in pairs]
+    changed = [(ours.labels > 0) != (theirs.labels > 0) for (_, ours), (_, theirs) in pairs]
+    return Difference(
+        mode,
+        mean_grey=sum(int(gap.sum()) for gap in gaps) / max(sum(gap.size for gap in gaps), 1),
+        max_grey=max((int(gap.max()) for gap in gaps), default=0),
+        nuclei=sum(len(cells.p_positive) for _, cells in found),
+        positive=sum(int(cells.positive.sum()) for _, cells in found),
+        changed_px=sum(int(one.sum()) for one in changed) / max(sum(one.size for one in changed), 1),
+    )
