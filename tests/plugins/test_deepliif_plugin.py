@@ -431,6 +431,42 @@ class TestMarker:
         assert fitted.config.marker_thresh == round((high - low) * 0.9) + low
         assert np.array_equal(classifier.classify(ihc, labels), fitted.classify(ihc, labels))
 
+    @pytest.mark.parametrize(
+        ("settings", "told"),
+        [
+            ({"seg_weights": FEWER}, True),
+            ({"seg_weights": FEWER, "version": "current"}, True),
+            ({"seg_weights": FEWER, "version": "current", "tiling": "original"}, True),
+            ({"seg_weights": FEWER, "tiling": "original"}, False),
+            ({}, False),
+            ({"version": "current"}, False),
+        ],
+    )
+    def test_there_is_a_column_of_it_only_where_there_is_a_marker(self, model, settings, told):
+        segmenter, classifier = pair(model, **settings)
+        ihc = nuclei((512, 512), seed=6)[0]
+        _, values = segmenter.describe(np.stack([ihc, blank_glass((512, 512))]))
+        names = ["deepliif_positive_share", "deepliif_marker"][: 1 + told]
+        assert [list(one) for one in values] == [names, names]
+        assert all(np.isfinite(column).all() for one in values for column in one.values())
+        assert classifier.derives_from(segmenter)
+        assert np.array_equal(classifier.derive(values[0]), values[0]["deepliif_positive_share"])
+        result = run(ihc, segmenter=segmenter, classifier=classifier, mpp=0.25)
+        assert ("deepliif_marker" in result.nuclei.features) == told
+
+    def test_calls_by_the_marker_are_derived_only_with_a_threshold(self, model):
+        settings = {"version": "current", "seg_weights": FEWER}
+        ihc = nuclei((512, 512), seed=6)[0]
+        segmenter, classifier = pair(model, classifier={"marker_thresh": "picture"}, **settings)
+        assert not classifier.derives_from(segmenter)
+        assert classifier.calibrate(ihc[None]).derives_from(segmenter)
+
+    def test_a_threshold_of_the_picture_costs_one_pass(self, model, computed):
+        ihc, labels, _ = nuclei((900, 1300), seed=1)
+        few = np.where(labels == 1, labels, 0)
+        pair(model, classifier={"marker_thresh": "picture"}, version="current", seg_weights=FEWER)[1].classify(ihc, few)
+        assert sum(computed) == tiles_read((900, 1300))
+
     def test_a_threshold_without_a_marker_is_refused(self, model):
         with pytest.raises(ConfigError, match="marker_thresh needs the marker picture"):
             pair(model, classifier={"marker_thresh": 100}, version="current")

@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 
 from stainbridge import RGB, LabelMap, PositivityClassifier, Segmenter, Wants
 from stainbridge.errors import ConfigError
+from stainbridge.records import NucleusValues
 
 from . import rules_1_1_2, rules_current
 from .cells import POSITIVE_FROM, brightest, shares, tally
@@ -25,7 +26,8 @@ class DeepLIIFCalls(PositivityClassifier):
     """Calls a nucleus positive where at least half of its counted pixels are, in the segmentation of DeepLIIF.
 
     For nuclei of the segmenter `deepliif` with the same networks and settings it takes what that found in its own pass, and costs
-    nothing. For others the networks run over the tiles of 512 px that hold them: as much again as a segmentation.
+    nothing. For others the networks run over the tiles of 512 px that hold them, padded whatever the segmenter's tiling: as much again as
+    a segmentation.
     """
 
     name = "deepliif"
@@ -91,28 +93,34 @@ class DeepLIIFCalls(PositivityClassifier):
         if not (self.config.reuse and isinstance(segmenter, DeepLIIF) and segmenter.engine is self._engine):
             return False
         # Where the marker's threshold is not known yet, the whole picture has to be seen.
-        return self.config.marker_thresh != "picture"
+        limit = self.config.marker_thresh
+        return limit is None or (limit != "picture" and segmenter.tells_marker)
 
-    def derive(self, values: Mapping[str, NDArray[np.float64]]) -> NDArray[np.float64]:
+    def derive(self, values: NucleusValues) -> NDArray[np.float64]:
         """Return the share of positive among counted pixels that the segmenter found, float64 (n,); 1 by the marker."""
-        return _called(values[SHARE_VALUE], values[MARKER_VALUE], self.config.marker_thresh)
+        share, limit = values[SHARE_VALUE], self.config.marker_thresh
+        return share if limit is None else _lit(share, values[MARKER_VALUE], limit)
 
     def classify(self, ihc: RGB, labels: LabelMap) -> NDArray[np.float64]:
         """Return the share of positive among counted pixels per label, float64 (n,); 0 where none counts, 1 by the marker.
 
-        The networks run over the tiles that hold a label.
+        The networks run over the tiles that hold a label; over all where the marker's threshold is that of the picture and it was not
+        calibrated.
         """
         n = int(labels.max(initial=0))
         if n == 0:
             return np.zeros(0)
-        picture = self._engine.pictures(ihc, where=labels > 0)
+        limit = self.config.marker_thresh
+        picture = self._engine.pictures(ihc, where=None if limit == "picture" else labels > 0)
         positive, negative = self._coloured(ihc, picture[..., :3], seg_thresh=self.config.threshold)
         p = shares(tally(labels, positive, n), tally(labels, negative, n))
-        limit = self.config.marker_thresh
+        if limit is None:
+            return p
         if limit == "picture":
-            limit = rules_current.marker_threshold(self._engine.pictures(ihc)[..., 3])
-        return _called(p, brightest(labels, picture[..., 3], n), limit)
+            limit = rules_current.marker_threshold(picture[..., 3])
+        return _lit(p, brightest(labels, picture[..., 3], n), limit)
 
 
-def _called(p: NDArray[np.float64], marker: NDArray[np.float64], limit: float | None) -> NDArray[np.float64]:
-    return p if limit is None else np.where(marker > limit, 1.0, p)
+def _lit(p: NDArray[np.float64], marker: NDArray[np.float64], limit: float) -> NDArray[np.float64]:
+    """Return 1 where the marker is above its threshold, and `p` elsewhere; float64 (n,) each."""
+    return np.where(marker > limit, 1.0, p)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Literal, Self
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from stainbridge import RGB, Described, LabelMap, Segmenter, Wants
+from stainbridge.records import NucleusValues
 
 from . import rules_1_1_2, rules_current, tiling
 from .cells import Cells, Reading
@@ -24,8 +24,9 @@ from .settings import MARKER_VALUE, SHARE_VALUE, NetworkSettings
 class DeepLIIF(Segmenter):
     """Finds nuclei in IHC itself: four virtual stains, five segmentations, their weighted sum, and a release's post-processing.
 
-    What it finds it also calls: the share of positive pixels and the brightest marker of each nucleus ride with the labels, and the
-    classifier of the same name takes its calls from them, without another look, where both have the same networks and settings.
+    What it finds it also calls: the share of positive pixels of each nucleus, and its brightest marker where one is made, ride with the
+    labels. The classifier of the same name takes its calls from them, without another look, where both have the same networks and
+    settings.
     """
 
     name = "deepliif"
@@ -92,6 +93,12 @@ class DeepLIIF(Segmenter):
         """Tiles at once: as configured on a GPU; more than one does not pay on a CPU."""
         return 1 if self.device == "cpu" else int(self.config.batch_size)
 
+    @property
+    def tells_marker(self) -> bool:
+        """Whether nuclei are described with their marker: not where its picture is not made, or tiles are resized as 1.1.2 does."""
+        resized = self.config.tiling == "original" and self.config.version == "1.1.2"
+        return self.engine.makes_marker and not resized
+
     def calibrate(self, sample: RGB) -> Self:
         """Return a copy that takes the size of the smallest cell from all of uint8 (N, H, W, 3); only "current" derives it.
 
@@ -111,10 +118,12 @@ class DeepLIIF(Segmenter):
         return np.stack([cells.labels for cells in self.cells(batch)])
 
     def describe(self, batch: RGB) -> Described:
-        """Segment uint8 (N, H, W, 3) IHC, and tell of each nucleus its share of positive pixels (0..1) and its marker (0..255)."""
-        found = self._found_in(batch)
-        values = [{SHARE_VALUE: cells.p_positive, MARKER_VALUE: marker} for cells, marker in found]
-        return Described(np.stack([cells.labels for cells, _ in found]), values)
+        """Segment uint8 (N, H, W, 3) IHC, and tell of each nucleus its share of positive pixels, 0..1.
+
+        Where `tells_marker`, also its brightest marker, 0..255.
+        """
+        found = list(self._found_in(batch))
+        return Described(np.stack([cells.labels for cells, _ in found]), [self._told(*one) for one in found])
 
     def cells(self, batch: RGB) -> list[Cells]:
         """Return labels and calls of uint8 (N, H, W, 3) IHC, in one pass of the networks."""
@@ -125,7 +134,7 @@ class DeepLIIF(Segmenter):
         return np.stack([picture[..., :3] for picture in self._pictures(batch)])
 
     def _pictures(self, batch: RGB) -> Iterable[Pictures]:
-        """Yield uint8 (H, W, 4) per picture, or (H, W, 3) where tiles are resized and there is no marker."""
+        """Yield uint8 (H, W, 4) per picture, or (H, W, 3) where tiles are resized: of the segmentation alone."""
         run = self.engine.tiles
         if self.config.tiling == "original" and self.config.version == "current":
             return (tiling.overlapping_tiles(ihc, run) for ihc in batch)
@@ -135,15 +144,14 @@ class DeepLIIF(Segmenter):
             return run(batch)
         return (self.engine.pictures(ihc) for ihc in batch)
 
-    def _found_in(self, batch: RGB) -> list[tuple[Cells, NDArray[np.float64]]]:
-        """Return the cells of each picture, and the marker of each cell: NaN where none is made."""
-        return [self._found(ihc, picture) for ihc, picture in zip(batch, self._pictures(batch), strict=True)]
+    def _found_in(self, batch: RGB) -> Iterator[tuple[Cells, Pictures]]:
+        """Yield the cells of each picture, and what they were found in."""
+        for ihc, picture in zip(batch, self._pictures(batch), strict=True):
+            yield self._rules.cells(ihc, picture[..., :3], reading=self.config.reading), picture
 
-    def _found(self, ihc: RGB, picture: Pictures) -> tuple[Cells, NDArray[np.float64]]:
-        cells = self._rules.cells(ihc, picture[..., :3], reading=self.config.reading)
-        has_marker = self.engine.makes_marker and picture.shape[-1] > 3
-        marker = cells.brightest(picture[..., 3]) if has_marker else np.full(len(cells.p_positive), np.nan)
-        return cells, marker
+    def _told(self, cells: Cells, picture: Pictures) -> NucleusValues:
+        share = {SHARE_VALUE: cells.p_positive}
+        return share | {MARKER_VALUE: cells.brightest(picture[..., 3])} if self.tells_marker else share
 
 
 def _rules(config: DeepLIIF.Config) -> rules_1_1_2.Rules | rules_current.Rules:
