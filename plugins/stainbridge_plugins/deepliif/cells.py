@@ -1,4 +1,4 @@
-"""Cells as a post-processing finds them, the counts that DeepLIIF reports, and positivity below any labels."""
+"""Cells as a post-processing finds them, and what the pixels below any labels tell."""
 
 from __future__ import annotations
 
@@ -52,12 +52,6 @@ class Cells:
     def kept(self, keep: Mask) -> Cells:
         """Return the cells of which `keep`, bool (n,), is true, numbered anew."""
         return replace(self, labels=renumbered(self.labels, keep), p_positive=self.p_positive[keep])
-
-    def counts(self) -> dict[str, float]:
-        """Return what the JSON of DeepLIIF holds: num_total, num_pos, num_neg and percent_pos, to one decimal."""
-        total, positive = len(self.p_positive), int(np.count_nonzero(self.positive))
-        share = round(positive / total * 100, 1) if total else 0.0
-        return {"num_total": total, "num_pos": positive, "num_neg": total - positive, "percent_pos": share}
 
 
 def components(mask: Mask) -> tuple[LabelMap, int]:

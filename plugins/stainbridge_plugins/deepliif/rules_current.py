@@ -57,11 +57,9 @@ class Rules:
         if self.size_upper_px is not None:
             keep &= sizes < self.size_upper_px
         cells = Cells(everything.labels, everything.p_positive, size_px).kept(keep)
-        return (
-            cells.over(_over(cells.labels, self._outline(seg, cells.labels)))
-            if reading == "interior+outline"
-            else cells
-        )
+        if reading != "interior+outline":
+            return cells
+        return cells.over(_over(cells.labels, self._outline(seg, cells.labels)))
 
     def components(self, seg: RGB) -> tuple[Cells, NDArray[np.int64]]:
         """Return what may be cells, and the size of each in pixels, int64 (n,)."""
@@ -93,15 +91,6 @@ class Rules:
         for _ in range(2):
             outline |= outside & (_around(outline) > 0)
         return outline
-
-    def report(self, cells: Cells, *, marker_thresh: int | None = None) -> dict[str, Any]:
-        """Return what the JSON of the release holds, for cells in the reading "interior"."""
-        return cells.counts() | {
-            "seg_thresh": self.seg_thresh,
-            "size_thresh": cells.size_px,
-            "size_thresh_upper": self.size_upper_px,
-            "marker_thresh": marker_thresh,
-        }
 
 
 def coloured(ihc: RGB, seg: RGB, *, seg_thresh: int) -> tuple[Mask, Mask]:

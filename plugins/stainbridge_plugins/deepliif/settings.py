@@ -22,7 +22,7 @@ SEG_THRESH: dict[Version, int] = {"1.1.2": 80, "current": 120}
 
 
 SHARE_VALUE, MARKER_VALUE = "deepliif_positive_share", "deepliif_marker"
-"""What the segmenter tells of a nucleus: share of its counted pixels that are positive, 0..1; its brightest marker, 0..255."""
+"""What the segmenter tells of a nucleus: share of its counted pixels that are positive, 0..1; where one is made, its brightest marker."""
 
 
 class NetworkSettings(PluginConfig):
