@@ -12,7 +12,7 @@ from ..interfaces import Snapshot
 from ..records import RGB
 from . import parallel
 from .devices import Precision, autocast, import_torch, in_batches
-from .states import adam, aligned, copied, joined, of_network, of_optimiser, part, to_network, to_optimiser
+from .states import adam, copied, joined, moved, of_network, of_optimiser, part, to_network, to_optimiser
 
 if TYPE_CHECKING:
     import torch
@@ -161,8 +161,7 @@ class Ensemble:
                     self._scaler.scale(sum(found.values()) * share).backward()
                 losses = {name: losses.get(name, 0.0) + value.detach() * share for name, value in found.items()}
                 made.append(by_product)
-        aligned(optimiser)
-        self.moved[team] = self._moved(optimiser)
+        self.moved[team] = moved(optimiser, self._scaler)
         return losses, made
 
     def weights(self, name: str, average: EMA | None = None) -> dict[str, torch.Tensor]:
@@ -207,16 +206,6 @@ class Ensemble:
             to_optimiser(optimiser, part(state, f"optimiser.{name}"))
         if scale := part(state, "scaler").values:
             self._scaler.load_state_dict(dict(scale))
-
-    def _moved(self, optimiser: torch.optim.Optimizer) -> bool:
-        """Take a step, unless the scaled gradients overflowed; return whether it was taken."""
-        if not self._scaler.is_enabled():
-            optimiser.step()
-            return True
-        before = self._scaler.get_scale()
-        self._scaler.step(optimiser)
-        self._scaler.update()
-        return bool(self._scaler.get_scale() >= before)
 
     @contextmanager
     def tuned(self) -> Iterator[None]:

@@ -103,6 +103,18 @@ def aligned(optimiser: torch.optim.Optimizer) -> None:
                 parameter.grad = torch.empty_like(parameter).copy_(gradient)
 
 
+def moved(optimiser: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> bool:
+    """Take a step with aligned gradients, unless they were scaled and overflowed; return whether it was taken."""
+    aligned(optimiser)
+    if not scaler.is_enabled():
+        optimiser.step()
+        return True
+    before = scaler.get_scale()
+    scaler.step(optimiser)
+    scaler.update()
+    return bool(scaler.get_scale() >= before)
+
+
 def of_optimiser(optimiser: torch.optim.Optimizer) -> Snapshot:
     """Return the state of each parameter as "index/name", and the learning rates of the groups."""
     state = optimiser.state_dict()

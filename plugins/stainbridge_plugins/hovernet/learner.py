@@ -14,9 +14,9 @@ from stainbridge.errors import ConfigError
 from stainbridge.torchkit import autocast, import_torch, parallel, resolve_device
 from stainbridge.torchkit.states import (
     adam,
-    aligned,
     copied,
     joined,
+    moved,
     of_network,
     of_optimiser,
     part,
@@ -152,8 +152,7 @@ class HoVerNetLearner:
                 self._scaler.scale(found["loss"] * share).backward()
             for name, value in found.items():
                 losses[name] = losses.get(name, 0) + value.detach() * share
-        aligned(self._optimiser)
-        if self._moved() and self._ema is not None:
+        if moved(self._optimiser, self._scaler) and self._ema is not None:
             self._ema.update()
         values = parallel.averaged(torch.stack(list(losses.values()))).tolist()
         return dict(zip(losses, values, strict=True))
@@ -199,16 +198,6 @@ class HoVerNetLearner:
         self._wrapped = parallel.wrapped(self._network, self._device)
         if self.settings.compile:
             self._wrapped = import_torch("train hovernet").compile(self._wrapped)
-
-    def _moved(self) -> bool:
-        """Take a step, unless the scaled gradients overflowed; return whether it was taken."""
-        if not self._scaler.is_enabled():
-            self._optimiser.step()
-            return True
-        before = self._scaler.get_scale()
-        self._scaler.step(self._optimiser)
-        self._scaler.update()
-        return bool(self._scaler.get_scale() >= before)
 
     def _losses(self, batch: Labelled, rows: np.ndarray[Any, Any]) -> dict[str, torch.Tensor]:
         torch = import_torch("train hovernet")
