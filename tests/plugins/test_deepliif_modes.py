@@ -56,12 +56,16 @@ def benchmark(tmp_path, monkeypatch):
     return call
 
 
-def test_every_mode_is_a_row_of_what_the_segmenter_finds_in_it(folder, pictures, benchmark, capsys):
+@pytest.mark.parametrize("version", ["1.1.2", "current"])
+def test_every_mode_is_a_row_of_what_the_segmenter_finds_in_it(folder, pictures, benchmark, capsys, version):
     made, pixels = pictures
-    figures = benchmark(folder, made)
+    settings = {"version": version, "seg_weights": [0.7, 0, 0, 0, 0.3], "seg_thresh": 100}
+    figures = benchmark(folder, made, *(word for item in settings.items() for word in ("--set", "{}={}".format(*item))))
     assert list(figures["modes"]) == [EACH, EACH_DROPPED, TRAINED, TRAINED_DROPPED]
     assert figures["pictures"] == 2
-    plain, trained = (DeepLIIF(DeepLIIF.Config(path=folder, batch_norm=norm)) for norm in ("batch", "running"))
+    plain, trained = (
+        DeepLIIF(DeepLIIF.Config(path=folder, **settings, batch_norm=norm)) for norm in ("batch", "running")
+    )
     ours, theirs = ([one.segmentations(picture[None])[0] for picture in pixels] for one in (plain, trained))
     gap = np.concatenate([np.abs(a.astype(int) - b).ravel() for a, b in zip(ours, theirs, strict=True)])
     nuclei = [
@@ -70,6 +74,8 @@ def test_every_mode_is_a_row_of_what_the_segmenter_finds_in_it(folder, pictures,
     row = figures["modes"][TRAINED]
     assert (row["mean_grey"], row["max_grey"]) == (pytest.approx(gap.mean()), gap.max())
     assert row["changed_px"] == pytest.approx(np.mean(nuclei[0] != nuclei[1]))
+    assert row["changed_px"] > 0
+    assert figures["modes"][EACH]["nuclei"] > 0
     assert row["nuclei"] == sum(int(trained.segment(picture[None]).max()) for picture in pixels)
     assert figures["modes"][EACH]["mean_grey"] == figures["modes"][EACH]["changed_px"] == 0
     assert figures["modes"][EACH_DROPPED]["mean_grey"] > 0
@@ -84,6 +90,6 @@ def test_networks_without_statistics_of_the_training_have_two_modes_and_it_is_sa
         path = folder / f"latest_net_{name}.pth"
         state = torch.load(path, weights_only=True)
         torch.save({key: value for key, value in state.items() if ".running_" not in key}, path)
-    figures = benchmark(folder, pictures[0] / "a.png", "--version", "current")
+    figures = benchmark(folder, pictures[0] / "a.png", "--set", "version=current")
     assert list(figures["modes"]) == [EACH, EACH_DROPPED]
     assert "has no statistics of the training" in capsys.readouterr().err
