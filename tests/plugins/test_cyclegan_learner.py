@@ -342,6 +342,8 @@ def test_two_processes_learn_what_one_learns_from_both_halves(tmp_path):
 
 def test_epochs_beyond_the_schedule_are_refused_and_not_trained_for_nothing():
     learner = small(constant_epochs=3, decay_epochs=2)
-    with pytest.raises(ConfigError, match=r"learning rate is 0 after 3 \+ 2 epochs.*; 6 were asked for\.\nPass --epochs 5"):
+    with pytest.raises(
+        ConfigError, match=r"learning rate is 0 after 3 \+ 2 epochs.*; 6 were asked for\.\nPass --epochs 5"
+    ):
         learner.begin(1, 6, 1)
     learner.begin(1, 5, 1)
