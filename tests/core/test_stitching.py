@@ -51,6 +51,7 @@ def test_tiles_give_the_nuclei_of_the_whole(oracle, core, shift):
     assert stitcher.duplicates == 0
 
 
+@pytest.mark.heavy
 def test_all_shifts_of_the_grid_give_the_same_nuclei():
     oracle = synthetic_labels((300, 300), 70, rng=5, mpp=0.4, gap_px=0)
     halo = int(np.ceil(oracle.half_extent_px))
