@@ -209,7 +209,8 @@ class Learner(Protocol):
     """Networks in training, driven step by step by `stainbridge.training`; made by a `Trainable`.
 
     It owns networks, losses, optimisers and schedule, and neither files nor data nor logs. Its state after `restore` equals, bit for
-    bit on a CPU, its state at `snapshot`.
+    bit on a CPU, its state at `snapshot`. Where several processes train, each has one and calls `begin`, `step`, `snapshot` and
+    `restore` at the same time, so that these may be collective; `export` is called by the first alone.
     """
 
     def begin(self, epoch: int, epochs: int, steps: int) -> None:

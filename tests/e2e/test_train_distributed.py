@@ -1,6 +1,7 @@
 """A small CycleGAN trained by two processes over gloo: same gradients as one process, and killed ranks cost time and nothing else."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -8,10 +9,12 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 pytest.importorskip("torch", reason="the torch extra is not installed")
 
 from stainbridge.errors import ConfigError, DeviceUnavailable
+from stainbridge.testing import synthetic_he
 from stainbridge.training import launch
 from stainbridge.training.group import joined
 
@@ -199,3 +202,52 @@ class TestRefused:
         assert "--set learner.accumulate=2" in found.stderr
         assert "Starting again" not in found.stderr
         assert not (tmp_path / "run" / ".lock").exists()
+
+
+def train_hovernet(folder, *more):
+    """Train on the tiles in a folder, by two processes, and return what was printed to stderr."""
+    settings = ("learner.slimming=8", "epochs=2", "steps=1", "batch_size=1", "watch.every=0")
+    chosen = [part for one in settings for part in ("--set", one)]
+    line = [
+        "train",
+        "hovernet",
+        "--pictures",
+        str(folder / "tiles"),
+        "--mpp",
+        "0.25",
+        "-o",
+        str(folder / "run"),
+        *chosen,
+    ]
+    command = [sys.executable, "-m", "stainbridge", *line, "--no-mlflow", "--processes", "2", *more]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    found = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=200)
+    assert found.returncode == 0, found.stderr
+    assert "Starting again" not in found.stderr
+    return found.stderr
+
+
+@pytest.fixture(scope="module")
+def hovernet(tmp_path_factory):
+    """A folder with tiles and a training of them."""
+    folder = tmp_path_factory.mktemp("hovernet")
+    (folder / "tiles").mkdir()
+    for seed in range(2):
+        sample = synthetic_he(shape=(260, 260), nuclei=20, seed=seed)
+        Image.fromarray(sample.source.pixels).save(folder / "tiles" / f"{seed}.png")
+        Image.fromarray(sample.truth.array.astype("uint16")).save(folder / "tiles" / f"{seed}_labels.png")
+    train_hovernet(folder)
+    return folder
+
+
+@pytest.mark.parametrize(("also", "best"), [((), 2), (("result.json",), 1)], ids=["finished", "under way"])
+def test_a_removed_model_is_made_again_by_all_ranks_of_a_learner_that_restores_together(hovernet, also, best):
+    """HoVer-Net's wraps its network anew, which waits for the other ranks."""
+    weights = hovernet / "run" / "model" / "hovernet.safetensors"
+    before = weights.read_bytes()
+    shutil.rmtree(weights.parent)
+    for name in also:
+        (hovernet / "run" / name).unlink()
+    told = train_hovernet(hovernet, "--resume")
+    assert told.count(f"it is made again from the checkpoint of epoch {best}") == 1
+    assert weights.read_bytes() == before

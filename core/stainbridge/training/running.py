@@ -140,8 +140,9 @@ class _Training:
             finish = Finish(self.folder, self.found, self.config, facts, watcher, log, self.group.device)
             standing = self._learned(learner, data, checkpoints, finish, steps)
             best = standing.best or {"epoch": float(standing.epoch)}
-            if self._first:
+            if self._lacks_model():
                 self._mended(best, checkpoints, learner, facts)
+            if self._first:
                 tags = {"licence": facts.licence, "plugin": facts.plugin, "data": ", ".join(facts.training)}
                 tags |= {f"best.{key}": f"{value:g}" for key, value in best.items()}
                 with alive(self.folder, standing.epoch, steps, doing="sending the model"):
@@ -158,17 +159,19 @@ class _Training:
             raise damaged(self.folder / RESULT, "it names no best epoch", advice)
         best = {name: math.nan if value is None else value for name, value in best.items()}
         self.tell("finished", 1, 1, "This training is finished; nothing is left to do.")
-        if self.group.from_first(not has_model(self.folder)):
-            learner = self._learner()
-            if self._first:
-                self._mended(best, checkpoints, learner, facts)
+        if self._lacks_model():
+            self._mended(best, checkpoints, self._learner(), facts)
         with self._log(0):  # which sends what MLflow would not take before
             pass
         return best
 
+    def _lacks_model(self) -> bool:
+        return self.group.from_first(not has_model(self.folder))
+
     def _mended(self, best: Mapping[str, float], checkpoints: Checkpoints, learner: Learner, facts: ModelFacts) -> None:
-        if not has_model(self.folder):
-            self.tell("", 0, 0, bring_back(self.folder, int(best["epoch"]), checkpoints, learner, self.config, facts))
+        """Make the model of the best epoch again; every rank calls it, and finds it there afterwards."""
+        self.tell("", 0, 0, bring_back(self.folder, int(best["epoch"]), checkpoints, learner, self.config, facts))
+        self.group.meet()
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -269,7 +272,7 @@ class _Training:
         )
         with alive(self.folder, 0, 0, doing="reading the checkpoint", when=self._first):
             kept = checkpoints.newest(lambda message: self.tell("", 0, 0, message))
-            if self._first and kept is not None and kept.standing.best:
+            if kept is not None and kept.standing.best and self._lacks_model():
                 self._mended(kept.standing.best, checkpoints, learner, finish.facts)
         return loop.run(kept)
 
