@@ -81,6 +81,11 @@ def telling(change=lambda labels, values: (labels, values)):
     return broken(Dark, describe=describe)
 
 
+def streaming(change):
+    """Return the telling Dark with a `stream` that changes the results."""
+    return broken(telling(), stream=lambda self, batches: iter(change([self.describe(one) for one in batches])))
+
+
 def of_mean(change):
     """Return a `classify` that changes what Brown finds."""
     return lambda self, ihc, labels: change(Brown.classify(self, ihc, labels), ihc, labels)
@@ -199,6 +204,8 @@ MUTANTS = [
     ),
     (telling(lambda labels, values: (labels, values[:1])), "describes_its_nuclei_if_it_can", "1 are described"),
     (telling(lambda labels, values: (labels * 0, values)), "describes_its_nuclei_if_it_can", "not those of `segment`"),
+    (streaming(lambda found: found[:1]), "describes_its_nuclei_if_it_can", "Of 2 batches, 1 came out"),
+    (streaming(lambda found: found[::-1]), "describes_its_nuclei_if_it_can", "not those of `describe`"),
     (
         telling(lambda labels, values: (labels, [{**v, f"n{len(v['area'])}": v["area"]} for v in values])),
         "describes_its_nuclei_if_it_can",

@@ -163,6 +163,40 @@ def test_what_does_not_belong_to_the_labels_is_refused_by_name(sample, segmenter
         run(sample, segmenter)
 
 
+class Ahead(Telling):
+    """Is given two batches ahead of each result."""
+
+    def __init__(self, lost=0, **options):
+        super().__init__(**options)
+        self.lost, self.taken = lost, []
+
+    def stream(self, batches):
+        waiting = []
+        for number, batch in enumerate(batches):
+            waiting.append(self.describe(batch))
+            if number >= 2:
+                self.taken.append(number)
+                yield waiting.pop(0)
+        yield from waiting[max(0, self.lost) :]
+        yield from waiting[:1] * max(0, -self.lost)
+
+
+@pytest.mark.parametrize("multiple_of", [1, 64])
+def test_a_segmenter_may_take_batches_ahead_of_its_results(sample, multiple_of):
+    plain = run(sample, Telling(multiple_of=multiple_of), tile_px=128)
+    ahead = Ahead(multiple_of=multiple_of)
+    streamed = run(sample, ahead, tile_px=128)
+    assert len(ahead.taken) > 5
+    assert np.array_equal(np.asarray(streamed.labels), np.asarray(plain.labels))
+    assert np.array_equal(streamed.nuclei.p_positive, plain.nuclei.p_positive)
+
+
+@pytest.mark.parametrize(("lost", "expected"), [(1, "gave 1 results less than"), (-1, "gave more results than")])
+def test_results_that_are_not_one_per_batch_are_refused(sample, lost, expected):
+    with pytest.raises(ContractViolation, match=f"Segmenter 'telling' {expected} there were batches"):
+        run(sample, Ahead(lost), tile_px=128)
+
+
 @pytest.mark.parametrize("answer", [lambda v: v["blue"], lambda v: v["blue"][1:] / 255, lambda v: v["blue"] * np.nan])
 def test_derived_calls_are_checked_like_others(sample, answer):
     with pytest.raises(ContractViolation, match="Classifier 'calls' must return one probability"):

@@ -270,6 +270,16 @@ class TestMemory:
         monkeypatch.setattr(fakes.TintLearner, "step", step)
         return device
 
+    def test_validation_that_does_not_fit_says_so(self, train, monkeypatch):
+        def export(self):
+            raise MemoryError("Unable to allocate 2.00 GiB")
+
+        monkeypatch.setattr(fakes.TintLearner, "export", export)
+        with pytest.raises(
+            OutOfMemory, match="Validating epoch 1 on 'cpu' does not fit into memory: Unable to allocate"
+        ):
+            train()
+
     @pytest.mark.usefixtures("small_device")
     @pytest.mark.parametrize("advised", [{"learner": {"accumulate": 2}}, {"batch_size": 2}])
     def test_without_a_checkpoint_the_advice_begins_anew(self, train, advised):
@@ -421,6 +431,14 @@ class TestOneAtATime:
             assert json.loads((tmp_path / lock.LOCK).read_text())["pid"] == os.getpid()
             with pytest.raises(FolderInUse), alone_in(tmp_path):
                 pass
+
+
+def test_the_lock_of_another_process_is_left_where_it_took_ones_place(tmp_path):
+    pytest.importorskip("fcntl")
+    with alone_in(tmp_path):
+        (tmp_path / LOCK).unlink()
+        (tmp_path / LOCK).write_text("another's")
+    assert (tmp_path / LOCK).read_text() == "another's"
 
 
 def test_what_is_no_number_is_null_in_json(tmp_path):

@@ -13,9 +13,12 @@ import pytest
 
 pytest.importorskip("cv2", reason="needs the hovernet extra")
 
+from stainbridge_plugins.hovernet import beside as module
 from stainbridge_plugins.hovernet.beside import Beside
 
 pytestmark = pytest.mark.heavy
+
+POPEN = subprocess.Popen
 
 
 @pytest.fixture
@@ -77,6 +80,24 @@ def test_work_of_a_killed_process_is_done_all_the_same(beside):
     assert not {first, second} & set(processes(beside))
 
 
+def test_processes_that_cannot_start_are_tried_once_and_the_work_is_done_here(monkeypatch):
+    started = []
+    monkeypatch.setattr(module, "_COMMAND", "raise SystemExit")
+    monkeypatch.setattr(module.subprocess, "Popen", lambda *a, **k: started.append(1) or POPEN(*a, **k))
+    beside = Beside(1, processes=True)
+    assert [beside.submit(os.getpid).result() for _ in range(5)] == [os.getpid()] * 5
+    assert len(started) == 1
+
+
+def test_where_an_answer_cannot_be_read_the_work_is_done_here(monkeypatch):
+    here, beside = os.getpid(), Beside(1, processes=True)
+    assert beside.submit(os.getpid).result() != here
+    with monkeypatch.context() as patch:
+        patch.setattr(module.pickle, "load", lambda file: int("no number"))
+        assert beside.submit(os.getpid).result() == here
+    assert beside.submit(os.getpid).result() != here
+
+
 def test_they_end_when_it_is_forgotten():
     beside = Beside(2, processes=True)
     pids = processes(beside)
@@ -88,6 +109,7 @@ def test_they_end_when_it_is_forgotten():
 
 SCRIPT = """
 import math, os, signal, sys
+from stainbridge_plugins.hovernet import beside as module  # noqa: E402
 from stainbridge_plugins.hovernet.beside import Beside
 print("began", flush=True)
 beside = Beside(1, processes=True)

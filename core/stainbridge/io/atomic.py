@@ -154,7 +154,9 @@ def _swap(new: Path, folder: Path, aside: Path, overwrite: bool, mark: str) -> N
         raise
     _sync(folder.parent)
     if replacing:
-        shutil.rmtree(aside, ignore_errors=True)
+        # Under a name that `take_back` does not know: what is half removed when a process is killed must not come back.
+        os.rename(aside, new)
+        shutil.rmtree(new, ignore_errors=True)
 
 
 def _replaced(name: str) -> str | None:

@@ -7,7 +7,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from stainbridge.capabilities import Describing
+from stainbridge.capabilities import Describing, Streaming
 from stainbridge.errors import ContractViolation
 from stainbridge.interfaces import Segmenter
 from stainbridge.records import LabelMap, check_label_map, check_values
@@ -80,6 +80,11 @@ def describes_its_nuclei_if_it_can(subject: Subject) -> None:
     labels, values = plugin.describe(batch.copy())
     require(len(values) == len(batch), f"{len(batch)} pictures were given, {len(values)} are described.")
     require(np.array_equal(labels, plugin.segment(batch.copy())), "The labels are not those of `segment`.")
+    if isinstance(plugin, Streaming):
+        streamed = list(plugin.stream([one[None].copy() for one in batch]))
+        require(len(streamed) == len(batch), f"Of {len(batch)} batches, {len(streamed)} came out of `stream`.")
+        same = all(np.array_equal(one.labels[0], its) for one, its in zip(streamed, labels, strict=True))
+        require(same, "The labels of `stream` are not those of `describe`, batch by batch.")
     names = [list(its) for its in values]
     require(names[0] == names[1], f"The names depend on the picture: {names[0]} and, on blank glass, {names[1]}.")
     for one, its in zip(labels, values, strict=True):

@@ -38,8 +38,10 @@ def alone_in(folder: Path) -> Iterator[None]:
         yield
     finally:
         if held is not None:
+            # Not the file of another process, which took its place where somebody removed ours.
             with suppress(OSError):
-                (folder / LOCK).unlink()
+                if os.path.samestat(os.fstat(held), os.stat(folder / LOCK)):
+                    (folder / LOCK).unlink()
             os.close(held)
 
 

@@ -17,7 +17,7 @@ from .heartbeat import beat
 from .logging import Log
 from .pulse import alive
 from .settings import TrainConfig
-from .shortage import Advice, within_memory
+from .shortage import TAKES_MORE, Advice, within_memory
 from .sources import Told
 from .tensors import not_finite
 
@@ -70,7 +70,7 @@ class Loop:
         WriteFailed
             If the disk is full; the checkpoints before stay whole.
         OutOfMemory
-            If a step does not fit into memory.
+            If a step or the validation does not fit into memory.
         """
         standing = kept.standing if kept else Standing(1, 0, self.steps)
         self._begun = standing.epoch
@@ -116,12 +116,19 @@ class Loop:
         if self.group.rank == 0:
             with alive(self.folder, standing.epoch, standing.step, doing="validating"):
                 self.tell(f"epoch {standing.epoch}/{self.config.epochs}: validating", self.steps, self.steps, "")
-                standing = self.finish(standing, self.learner)
+                standing = self._validated(standing)
                 self._prune(standing)
             self.tell("", 0, 0, _summary(standing, self.config.epochs))
             self._tell_of_damage()
         self.group.meet()
         return standing
+
+    def _validated(self, standing: Standing) -> Standing:
+        return within_memory(
+            lambda: self.finish(standing, self.learner),
+            what=lambda: f"Validating epoch {standing.epoch} on {self.group.device!r}",
+            advice=lambda: TAKES_MORE,
+        )
 
     def _saved(self, standing: Standing, step: int) -> Standing:
         standing = replace(standing, step=step, sums=dict(self._sums))

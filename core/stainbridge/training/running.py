@@ -26,7 +26,7 @@ from .pulse import alive
 from .record import RECORD, RESULT, Record, claim, damaged, make_folder, read_json, write_json
 from .resolving import resolved
 from .settings import TrainConfig
-from .shortage import Advice, within_memory
+from .shortage import TAKES_MORE, Advice, within_memory
 from .sources import Told
 
 
@@ -81,7 +81,7 @@ def train(
     FolderInUse
         If another process trains into `out`.
     OutOfMemory
-        If a step does not fit into the memory of the device.
+        If a step, or what is looked at after an epoch, does not fit into the memory of the device.
     UnknownPlugin, MissingExtra, DeviceUnavailable
         If the plugin, its library or the device is not there.
     TrainingDiverged
@@ -225,7 +225,7 @@ class _Training:
                 settings, device=self.group.device, seed=config.seed, mpp=config.mpp, patch_px=config.patch_px
             ),
             what=lambda: f"The learner of {self.found.name!r} on {self.group.device!r}",
-            advice=lambda: "Take a device with more memory, or close what else uses this one.",
+            advice=lambda: TAKES_MORE,
         )
         if not isinstance(learner, Learner):
             raise ContractViolation(

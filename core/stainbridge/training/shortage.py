@@ -13,9 +13,11 @@ from .settings import TrainConfig
 
 T = TypeVar("T")
 
+TAKES_MORE = "Take a device with more memory, or close what else uses this one."
+
 
 class OutOfMemory(StainbridgeError, MemoryError):
-    """A step of a training needs more memory than the device has; it would the next time too."""
+    """A training needs more memory than the device has; it would the next time too."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Advice:
         """Return what to do next, where there is a checkpoint (`kept`) or not."""
         parts, others = self._parts(), self._others()
         if not parts and not others:
-            return "Take a device with more memory, or close what else uses this one."
+            return TAKES_MORE
         if not kept:
             return (
                 f"Nothing is kept of it: give the same command with {_either([*parts, *others])}, and it begins anew."

@@ -26,8 +26,8 @@ class DeepLIIFCalls(PositivityClassifier):
     """Calls a nucleus positive where at least half of its counted pixels are, in the segmentation of DeepLIIF.
 
     For nuclei of the segmenter `deepliif` with the same networks and settings it takes what that found in its own pass, and costs
-    nothing. For others the networks run over the tiles of 512 px that hold them, padded whatever the segmenter's tiling: as much again as
-    a segmentation.
+    nothing; of such a nucleus the pixels inside its outline count, of others all. For others the networks run over the tiles of 512 px
+    that hold them, padded whatever the segmenter's tiling: as much again as a segmentation.
     """
 
     name = "deepliif"

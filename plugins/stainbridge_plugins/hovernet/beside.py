@@ -55,17 +55,23 @@ class _Processes:
     def __init__(self) -> None:
         self._own = threading.local()
         self._all: list[subprocess.Popen[bytes]] = []
+        self._in_vain = False
 
     def call(self, function: Callable[..., T], *args: Any, **options: Any) -> T:
-        """Run the function in this thread's process; here, where that process died."""
+        """Run the function in this thread's process; here, where that process died or its answer cannot be read."""
+        if self._in_vain:
+            return function(*args, **options)
         process = self._mine()
         try:
             pickle.dump((function, args, options), process.stdin, protocol=5)  # type: ignore[arg-type]
             process.stdin.flush()  # type: ignore[union-attr]
             error, found = pickle.load(process.stdout)  # type: ignore[arg-type]
-        except (OSError, EOFError, pickle.UnpicklingError):
+        except Exception:
             _end(process, wait_s=0)
+            # One that has never answered would not the next time either.
+            self._in_vain = process is not getattr(self._own, "answered", None)
             return function(*args, **options)
+        self._own.answered = process
         if error is not None:
             raise error
         answer: T = found
