@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
+import training_cases as cases
 import training_fakes as fakes
 
 import stainbridge
-from stainbridge import discovery
 from stainbridge.errors import ConfigError, DataCorrupt, OutputExists
 from stainbridge.provenance import software
 from stainbridge.training import lock
@@ -25,42 +25,17 @@ STEPS, EPOCHS = 4, 3
 HERE = Path(__file__).parent
 
 
-@pytest.fixture(autouse=True)
-def tint(monkeypatch):
-    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_REGISTRY_URI"):
-        monkeypatch.delenv(name, raising=False)
-    undo = discovery.register(fakes.TintPlugin())
-    yield
-    undo()
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pictures")
-    for stain in ("ihc", "he"):
-        fakes.write_pictures(folder / stain, stain)
-    return folder
+tint, pictures = cases.tint, cases.pictures
 
 
 @pytest.fixture
 def train(pictures, tmp_path):
-    """Train into a folder below tmp_path, stopped in a step if asked; returns it and what was told."""
+    """Train into a folder below tmp_path; see `train_into`."""
+    settings = {"mpp": 0.25, "patch_px": 32, "epochs": EPOCHS, "steps": STEPS, "tracking": False, "workers": 1}
+    settings |= {"ihc": pictures / "ihc", "he": pictures / "he", "watch": {"every": 0}, "batch_size": 4}
 
     def call(name="run", *, resume=False, stop_after=None, **changes):
-        told, steps = [], 0
-
-        def tell(what, done, total, message):
-            nonlocal steps
-            told.append(message)
-            steps += what.startswith("epoch") and "validating" not in what
-            if steps == stop_after:
-                raise KeyboardInterrupt
-
-        settings = {"mpp": 0.25, "patch_px": 32, "epochs": EPOCHS, "steps": STEPS, "tracking": False, "workers": 1}
-        sides = {"ihc": pictures / "ihc", "he": pictures / "he", "watch": {"every": 0}, "batch_size": 4}
-        folder = tmp_path / name
-        stainbridge.train("tint", folder, resume=resume, tell=tell, **{**settings, **sides, **changes})
-        return folder, [one for one in told if one]
+        return cases.train_into(tmp_path / name, {**settings, **changes}, resume=resume, stop_after=stop_after)
 
     return call
 

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
+import training_cases as cases
 import training_fakes as fakes
 
 import stainbridge
@@ -41,22 +42,7 @@ STEPS, EPOCHS = 5, 3
 HERE = Path(__file__).parent
 
 
-@pytest.fixture(autouse=True)
-def tint(monkeypatch):
-    """The plugin that is trained here, and nothing of the user's MLflow."""
-    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_REGISTRY_URI"):
-        monkeypatch.delenv(name, raising=False)
-    undo = discovery.register(fakes.TintPlugin())
-    yield
-    undo()
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pictures")
-    for stain in ("ihc", "he"):
-        fakes.write_pictures(folder / stain, stain)
-    return folder
+tint, pictures = cases.tint, cases.pictures
 
 
 @pytest.fixture
@@ -77,22 +63,10 @@ def settings(pictures):
 
 @pytest.fixture
 def train(settings, tmp_path):
-    """Train into a folder below tmp_path; returns it and what was told."""
+    """Train into a folder below tmp_path; see `train_into`."""
 
     def call(name="run", *, resume=False, stop_after=None, **changes):
-        told, steps = [], 0
-
-        def tell(what, done, total, message):
-            nonlocal steps
-            if message:
-                told.append(message)
-            steps += what.startswith("epoch") and "validating" not in what
-            if steps == stop_after:
-                raise KeyboardInterrupt
-
-        folder = tmp_path / name
-        stainbridge.train("tint", folder, resume=resume, tell=tell, **{**settings, **changes})
-        return folder, told
+        return cases.train_into(tmp_path / name, {**settings, **changes}, resume=resume, stop_after=stop_after)
 
     return call
 

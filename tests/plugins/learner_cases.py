@@ -77,6 +77,23 @@ def check_compiled(kind, monkeypatch):
     assert one.snapshot().tensors.keys() == plain.snapshot().tensors.keys()
 
 
+def check_average_of_skipped_steps(kind):
+    """Steps that half precision skips are not averaged, and later ones are."""
+    one = small(kind, ema=0.9)
+    (batch,) = batches(1)
+    one.step(batch)
+    before = one._average.snapshot()
+    # A scale beyond the largest number makes every gradient infinite, as an overflow does.
+    one.ensemble._scaler = torch.amp.GradScaler("cpu", init_scale=3e38)
+    one.step(batch)
+    after = one._average.snapshot()
+    assert after.values == before.values == {"updates": 1}
+    assert all(torch.equal(tensor, before.tensors[name]) for name, tensor in after.tensors.items())
+    one.ensemble._scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    one.step(batch)
+    assert one._average.snapshot().values == {"updates": 2}
+
+
 def in_two_ranks(kind, folder, **settings):
     """Return (losses, gradients) per rank of a first step of two processes, each on one half of a batch of four pictures."""
     command = [sys.executable, __file__, kind, str(folder), json.dumps(settings)]

@@ -218,19 +218,7 @@ class TestOptions:
             assert relative(gradients(parts)[name], truth) <= 1e-5, name
 
     def test_a_step_that_half_precision_skips_is_not_averaged(self):
-        one = small(ema=0.9)
-        (batch,) = batches(1)
-        one.step(batch)
-        before = one._average.snapshot()
-        # A scale beyond the largest number makes every gradient infinite, as an overflow does.
-        one.ensemble._scaler = torch.amp.GradScaler("cpu", init_scale=3e38)
-        one.step(batch)
-        after = one._average.snapshot()
-        assert after.values == before.values == {"updates": 1}
-        assert all(torch.equal(tensor, before.tensors[name]) for name, tensor in after.tensors.items())
-        one.ensemble._scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
-        one.step(batch)
-        assert one._average.snapshot().values == {"updates": 2}
+        learner_cases.check_average_of_skipped_steps("ugatit")
 
     def test_what_is_exported_makes_the_same_pictures(self):
         from stainbridge_plugins.ugatit.networks import generator
